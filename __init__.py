@@ -1,0 +1,35 @@
+"""paretopress: a trained vision network in, a measured Pareto front of compressed networks out.
+
+The names below are the public interface; everything is loaded when it is first used, so that small parts (a policy, the
+decoder of the stored form) can be imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .policies.errors import ParetopressError
+    from .policies.policy import Policy
+    from .search.api import Candidate, Front, open_front, resume, search
+
+__version__ = "0.1.0"
+
+__all__ = ["Candidate", "Front", "ParetopressError", "Policy", "__version__", "open_front", "resume", "search"]
+
+_HOMES = {
+    "Candidate": ".search.api",
+    "Front": ".search.api",
+    "ParetopressError": ".policies.errors",
+    "Policy": ".policies.policy",
+    "open_front": ".search.api",
+    "resume": ".search.api",
+    "search": ".search.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'paretopress' has no attribute '{name}'; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name], __name__), name)

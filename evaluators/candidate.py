@@ -1,0 +1,300 @@
+"""One candidate: from a policy to a compressed network, its files and what is measured on them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..policies.apply import CompressedModel, apply_plan, settle_statistics
+from ..policies.coding.press import encode
+from ..policies.export.onnx import export_onnx
+from ..policies.forms import is_input_quantized, weighted_modules
+from ..policies.graph import ModelGraph
+from ..policies.plan import make_plan
+from ..policies.policy import Policy
+from .accuracy import error_interval, error_pct
+from .data import DataSet, Pictures
+from .energy import energy_uj
+from .latency import LatencyProbe
+from .macs import Profile, profile
+from .pool import Job
+from .runtime import logits, session
+from .torchvision_guard import import_torchvision
+from .training.distillation import distillation
+from .training.loop import Recipe, train
+
+ONNX_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How candidates are measured and recovered.
+
+    Parameters
+    ----------
+    quality
+        What ``error_pct`` means: wrong labels, or disagreement with the dense network.
+    screen_pictures
+        Validation pictures of a screening.
+    screen_seconds
+        Time of a screening's latency probe.
+    latency_threads
+        Threads of a timed session.
+    recovery
+        Recipe of the fine-tuning; 0 epochs: none.
+    temperature, teacher_weight
+        Of the distillation.
+    seed
+        Of the run.
+    """
+
+    quality: Literal["error", "agreement"] = "error"
+    screen_pictures: int = 1000
+    screen_seconds: float = 0.6
+    latency_threads: int = 1
+    recovery: Recipe = field(default_factory=lambda: Recipe(epochs=0))
+    temperature: float = 4.0
+    teacher_weight: float = 0.7
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """All that a worker needs, put once where workers find it.
+
+    Parameters
+    ----------
+    model
+        The dense network, in evaluation mode.
+    graph
+        Its layers.
+    data
+        Without the test split.
+    reference
+        The dense network as ONNX.
+    settings
+        How to measure.
+    threads
+        For torch and for error measurements in the runtime.
+    """
+
+    model: nn.Module
+    graph: ModelGraph
+    data: DataSet
+    reference: bytes
+    settings: Settings
+    threads: int = 1
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by kind of work."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compressed network with the two files that ship."""
+
+    compressed: CompressedModel
+    onnx: bytes
+    press: bytes
+
+    def counted(self, example: Tensor) -> dict[str, float]:
+        """What is counted rather than timed or tried: sizes, operations, memory, energy."""
+        int8 = [name for name, module in weighted_modules(self.compressed.model) if is_input_quantized(module)]
+        counts = profile(self.compressed.plain(), example, int8)
+        return {"stored_bytes": len(self.press), "onnx_bytes": len(self.onnx), **_counts(counts, len(self.onnx))}
+
+
+class CandidateEvaluator:
+    """Builds and measures candidates on one workbench; made once in each worker."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self._calibration = bench.data.preprocess(bench.data.calibration.images)
+        self._example = self._calibration[:1]
+
+    def build(self, policy: Policy, watch: Stopwatch) -> Candidate:
+        """Compress, without training."""
+        with watch("build"):
+            compressed = self._compress(policy)
+        return self._package(compressed, watch)
+
+    def screen(self, policy: Policy) -> dict[str, Any]:
+        """The cheap rung: compressed as it is, the exported file tried on some validation pictures."""
+        watch = Stopwatch()
+        candidate = self.build(policy, watch)
+        with watch("forward"):
+            error = self._error(candidate.onnx, self._screening)
+        metrics = self._measure(candidate, error, len(self._screening), watch)
+        return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
+
+    def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
+        """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
+
+        Where fine-tuning did not help, the candidate is kept as it was.
+        """
+        watch = Stopwatch()
+        best = self.build(policy, watch)
+        validation = self.bench.data.validation
+        with watch("forward"):
+            error = self._error(best.onnx, validation)
+        if self.bench.settings.recovery.epochs:
+            with watch("train"):
+                compressed = self._compress(policy)
+                self._train(compressed, seed)
+            tuned = self._package(compressed, watch)
+            with watch("forward"):
+                tuned_error = self._error(tuned.onnx, validation)
+            if tuned_error <= error:
+                best, error = tuned, tuned_error
+        metrics = self._measure(best, error, len(validation), watch)
+        return {
+            "metrics": metrics,
+            "seconds": watch.seconds,
+            "artefacts": {"model.onnx": best.onnx, "model.press": best.press},
+        }
+
+    def _compress(self, policy: Policy) -> CompressedModel:
+        plan = make_plan(policy, self.bench.graph)
+        return apply_plan(plan, self.bench.graph, self.bench.model, self._calibration)
+
+    def _package(self, compressed: CompressedModel, watch: Stopwatch) -> Candidate:
+        with watch("export"):
+            settle_statistics(compressed.model)
+            onnx = export_onnx(compressed.model, self._example, calibration=self._calibration)
+        with watch("encode"):
+            press = encode(compressed.stored(), {"policy": compressed.plan.policy.as_dict()})
+        return Candidate(compressed, onnx, press)
+
+    def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
+        with watch("count"):
+            counted = candidate.counted(self._example)
+        with watch("probe"):
+            settings = self.bench.settings
+            latency = self._probe.measure(candidate.onnx, seconds=settings.screen_seconds, seed=settings.seed)
+        return {
+            "error_pct": error,
+            **bounds("error_ci95", error_interval(error, pictures)),
+            "latency_ratio": latency.ratio,
+            **bounds("latency_ratio_ci95", latency.interval),
+            "latency_ms": latency.latency_ms,
+            **counted,
+        }
+
+    def _train(self, compressed: CompressedModel, seed: int) -> None:
+        settings = self.bench.settings
+        loss = distillation(
+            self.bench.model, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing
+        )
+        train(compressed.model, self.bench.data, settings.recovery, seed=seed, loss=loss)
+
+    def _error(self, onnx: bytes, split: Pictures) -> float:
+        return file_error(onnx, self.bench.data, split, self.bench.threads)
+
+    @cached_property
+    def _screening(self) -> Pictures:
+        return self.bench.data.validation.take(slice(0, self.bench.settings.screen_pictures))
+
+    @cached_property
+    def _probe(self) -> LatencyProbe:
+        return LatencyProbe(self.bench.reference, self._example.numpy(), self.bench.settings.latency_threads)
+
+
+def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int) -> float:
+    """Error in per cent of an exported file on a split, in the runtime."""
+    return error_pct(file_logits(onnx, data, split, threads), split.labels)
+
+
+def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int) -> np.ndarray:
+    """Outputs (N, K) of an exported file on a split."""
+    running = session(onnx, threads)
+    parts = [logits(running, x.numpy(), ONNX_BATCH) for x, _ in data.batches(split, ONNX_BATCH)]
+    return np.concatenate(parts)
+
+
+def dense_counts(model: nn.Module, example: Tensor, onnx_bytes: int) -> dict[str, float]:
+    """The counted metrics of the dense network."""
+    return _counts(profile(model, example), onnx_bytes)
+
+
+def _counts(counts: Profile, onnx_bytes: int) -> dict[str, float]:
+    return {
+        "macs": counts.macs,
+        "params": counts.params,
+        "peak_memory_bytes": counts.peak_memory_bytes,
+        "energy_uj_estimate": energy_uj(counts, onnx_bytes),
+        "unknown_operations": len(counts.unknown_operations),
+    }
+
+
+def bounds(name: str, interval: tuple[float, float]) -> dict[str, float]:
+    """An interval as two plain numbers, as the ledger keeps them."""
+    return {f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+@dataclass(frozen=True)
+class CandidateFactory:
+    """Makes a worker's function: job in, result out."""
+
+    bench: Workbench
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The network's class may live in timm or torchvision, which need the guard before they are first imported.
+        return _rebuild, (_Guard("torchvision" in sys.modules), self.bench)
+
+    def __call__(self) -> CandidateWorker:
+        torch.set_num_threads(self.bench.threads)
+        return CandidateWorker(CandidateEvaluator(self.bench))
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """Imports torchvision safely while it is unpickled."""
+
+    needed: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _guarded, (self.needed,)
+
+
+def _guarded(needed: bool) -> _Guard:
+    if needed:
+        import_torchvision()
+    return _Guard(needed)
+
+
+def _rebuild(_: _Guard, bench: Workbench) -> CandidateFactory:
+    return CandidateFactory(bench)
+
+
+@dataclass(frozen=True)
+class CandidateWorker:
+    """Carries out a job at the rung that it names."""
+
+    evaluator: CandidateEvaluator
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        policy = Policy.from_text(job.policy_json)
+        if job.fidelity == "screen":
+            return self.evaluator.screen(policy)
+        return self.evaluator.recover(policy, int(job.payload["seed"]))

@@ -1,0 +1,197 @@
+"""Data sets: pictures and labels in four splits (train, calibration, validation, test) that the seed fixes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..policies.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures with labels.
+
+    Parameters
+    ----------
+    images
+        (N, C, H, W), uint8 or float32.
+    labels
+        (N,) int64 class indices.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) != len(self.labels):
+            shapes = f"{self.images.shape} and {self.labels.shape}"
+            raise DataError(f"expected images (N, C, H, W) and labels (N,); got arrays of shapes {shapes}")
+        if self.images.dtype not in (np.uint8, np.float32):
+            raise DataError(f"expected images of uint8 or float32, got {self.images.dtype}; convert them first")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray | slice) -> Pictures:
+        """The pictures at these indices."""
+        return Pictures(self.images[indices], self.labels[indices])
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over shapes, types, pixels and labels."""
+        sha = hashlib.sha256(f"{self.images.shape}{self.images.dtype}".encode())
+        sha.update(np.ascontiguousarray(self.images).data)
+        sha.update(np.ascontiguousarray(self.labels.astype(np.int64)).data)
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From stored pixels to the network's input: scale to [0, 1], resize, normalise.
+
+    Parameters
+    ----------
+    mean, std
+        One value a channel, in units of the [0, 1] scale (float pictures are taken as they are before this).
+    size
+        (height, width) the network takes; ``None`` keeps the pictures' own.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    size: tuple[int, int] | None = None
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """Float32 input (N, C, H, W) of the network."""
+        source = images if images.flags.writeable else images.copy()
+        x = torch.from_numpy(source)
+        x = x.float().div_(255.0) if images.dtype == np.uint8 else x
+        if self.size is not None and tuple(x.shape[-2:]) != self.size:
+            x = functional.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
+        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
+        std = torch.tensor(self.std).view(1, -1, 1, 1)
+        return (x - mean) / std
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A named data set in four splits.
+
+    ``test`` is read once per final candidate; ``without_test`` is what workers get.
+    """
+
+    name: str
+    num_classes: int
+    train: Pictures
+    calibration: Pictures
+    validation: Pictures
+    test: Pictures | None
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's input."""
+        channels, height, width = self.train.images.shape[1:]
+        return (channels, *(self.preprocess.size or (height, width)))
+
+    def without_test(self) -> DataSet:
+        """The same without its test split."""
+        return replace(self, test=None)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over all splits and the preprocessing."""
+        sha = hashlib.sha256(repr((self.name, self.num_classes, self.preprocess)).encode())
+        for split in (self.train, self.calibration, self.validation, self.test):
+            sha.update((split.digest() if split is not None else "none").encode())
+        return sha.hexdigest()
+
+    def batches(self, split: Pictures, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Input (B, C, H, W) and labels (B,) of a split, in order."""
+        for start in range(0, len(split), batch_size):
+            part = split.take(slice(start, start + batch_size))
+            yield self.preprocess(part.images), torch.from_numpy(part.labels.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """How many pictures the held-out parts take from the training pictures.
+
+    Parameters
+    ----------
+    validation
+        Pictures on which candidates are compared; a share of the training pictures where below 1.
+    calibration
+        Training pictures (they stay in ``train`` too) for activation ranges and batch-norm statistics.
+    test
+        Pictures taken for the test split where the source has none of its own; a share where below 1.
+    """
+
+    validation: float = 0.1
+    calibration: int = 512
+    test: float = 0.2
+
+
+def split(
+    name: str,
+    pictures: Pictures,
+    test: Pictures | None,
+    sizes: SplitSizes,
+    seed: int,
+    preprocess: Preprocess | None = None,
+    num_classes: int | None = None,
+    validation: Pictures | None = None,
+) -> DataSet:
+    """Split training pictures by the seed; where no test or validation pictures came, hold some out.
+
+    Raises
+    ------
+    DataError
+        Where there are too few pictures for the sizes asked.
+    """
+    if len(pictures) == 0:
+        raise DataError(f"data set '{name}' is empty: expected training pictures, got none; check its path")
+    order = np.random.default_rng([seed, 0x5EED]).permutation(len(pictures))
+    if test is None:
+        count = _count(sizes.test, len(pictures))
+        test, order = pictures.take(np.sort(order[:count])), order[count:]
+    if len(test) == 0:
+        raise DataError(f"data set '{name}': the test split is empty; give test pictures or a larger data.test")
+    held = _count(sizes.validation, len(order)) if validation is None else len(validation)
+    used = held if validation is None else 0
+    if held < 1 or used >= len(order):
+        raise DataError(
+            f"data set '{name}': {len(order)} pictures cannot give {held} for validation and keep some for training;"
+            " change data.validation"
+        )
+    rest = order[used:]
+    train = pictures.take(np.sort(rest))
+    validation = validation or pictures.take(np.sort(order[:used]))
+    labels = [part.labels.max(initial=0) for part in (pictures, validation, test)]
+    return DataSet(
+        name=name,
+        num_classes=num_classes or int(max(labels)) + 1,
+        train=train,
+        calibration=pictures.take(np.sort(rest[: sizes.calibration])),
+        validation=validation,
+        test=test,
+        preprocess=preprocess or standardise(train),
+    )
+
+
+def standardise(pictures: Pictures, size: tuple[int, int] | None = None) -> Preprocess:
+    """Preprocessing by the pictures' own mean and spread, per channel."""
+    sample = pictures.images[:10_000]
+    scale = 255.0 if sample.dtype == np.uint8 else 1.0
+    mean = sample.mean(axis=(0, 2, 3), dtype=np.float64) / scale
+    std = sample.std(axis=(0, 2, 3), dtype=np.float64) / scale
+    return Preprocess(tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-3).tolist()), size)
+
+
+def _count(size: float, total: int) -> int:
+    return round(size * total) if size < 1 else int(size)

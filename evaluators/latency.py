@@ -1,0 +1,205 @@
+"""Latency of a network against a reference, on a machine that others use too.
+
+Candidate and reference are run in turn, so that both meet the same load, and only their ratio is believed. With one
+thread the clock is the thread's CPU time, which does not run while others have the core; what remains of the others is
+their use of caches and memory, and the quietest timings are free of it. Measured on two cores with a network of 0.65 ms
+and 200 pairs, idle and beside 2 to 4 busy processes, the ratio of the three quietest timings stayed within 2 % from
+probe to probe; the median of the paired ratios moved by 2 to 15 % and rose with the load. With more threads CPU time is
+no latency, so there it is the median of paired wall times.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+
+from ..policies.errors import ConfigError
+from .runtime import session
+
+MIN_PAIRS = 10
+QUIETEST = 3
+WIDE = 0.03
+# Long against the clock's cost (0.5 us), short enough to fall between two disturbances.
+TIMING_SECONDS = 0.25e-3
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One batch of one picture, candidate against reference.
+
+    Parameters
+    ----------
+    ratio
+        Candidate over reference; smaller is faster.
+    interval
+        95 % bootstrap interval of ``ratio`` over the pairs.
+    ratio_of_minima
+        Quickest timing over quickest timing.
+    median_ratio
+        Median over the pairs.
+    latency_ms
+        ``ratio`` times ``reference_ms``.
+    reference_ms
+        The reference's quietest timings since the probe was made.
+    p95_ms
+        95th percentile of the candidate's timings, load included.
+    pairs
+        How many were timed.
+    load
+        Processes that were running, the mean of the last minute.
+    wide
+        Whether the interval is wider than 3 % of the ratio although the measurement was repeated, or had no time to be.
+    method
+        In a sentence, for the report.
+    """
+
+    ratio: float
+    interval: tuple[float, float]
+    ratio_of_minima: float
+    median_ratio: float
+    latency_ms: float
+    reference_ms: float
+    p95_ms: float
+    pairs: int
+    load: float
+    wide: bool
+    method: str
+
+
+class LatencyProbe:
+    """Measures candidates against one reference network.
+
+    Parameters
+    ----------
+    reference
+        ONNX file.
+    example
+        (1, C, H, W) float32, the input of both networks.
+    threads
+        Of each session.
+
+    Raises
+    ------
+    ConfigError
+        Where ``threads`` is below 1.
+    CandidateError
+        Where the reference cannot be loaded.
+    """
+
+    def __init__(self, reference: bytes, example: np.ndarray, threads: int = 1) -> None:
+        self._threads = threads
+        self._clock = time.thread_time if threads == 1 else time.perf_counter
+        self._reference = _Timer(session(reference, threads), example, self._clock)
+        self._example = example
+        self._quietest: list[float] = []
+
+    def measure(self, candidate: bytes, *, pairs: int = 200, seed: int = 0, seconds: float | None = None) -> Latency:
+        """Time a candidate.
+
+        Parameters
+        ----------
+        candidate
+            ONNX file with the reference's input.
+        pairs
+            Timings of each network; as many again where the interval stays wide. At least 50 for a final figure.
+        seed
+            Of the bootstrap and of which network begins.
+        seconds
+            Wall time after which no further pair is begun, once there are 10; ``None``: no limit.
+
+        Raises
+        ------
+        ConfigError
+            Where ``pairs`` is below 10.
+        CandidateError
+            Where the candidate cannot be loaded.
+        """
+        if pairs < MIN_PAIRS:
+            raise ConfigError(
+                f"expected at least {MIN_PAIRS} latency pairs, got {pairs}; a final figure needs 50 or more"
+            )
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        timer = _Timer(session(candidate, self._threads), self._example, self._clock)
+        times = self._time(timer, pairs, seed, deadline)
+        found = self._summary(times, seed)
+        if found.wide and time.monotonic() < deadline:
+            times = np.concatenate([times, self._time(timer, pairs, seed + 1, deadline)])
+            found = self._summary(times, seed)
+        return found
+
+    def _time(self, candidate: _Timer, pairs: int, seed: int, deadline: float) -> np.ndarray:
+        """Seconds (pairs, 2) of the reference and the candidate; which of them begins alternates."""
+        times: list[tuple[float, float]] = []
+        while len(times) < pairs and (len(times) < MIN_PAIRS or time.monotonic() < deadline):
+            if (len(times) + seed) % 2:
+                second = candidate.seconds()
+                times.append((self._reference.seconds(), second))
+            else:
+                first = self._reference.seconds()
+                times.append((first, candidate.seconds()))
+        return np.array(times)
+
+    def _summary(self, times: np.ndarray, seed: int) -> Latency:
+        reference, candidate = times[:, 0], times[:, 1]
+        self._quietest = sorted([*self._quietest, *reference.tolist()])[:QUIETEST]
+        estimate = _quiet_ratio if self._threads == 1 else _median_ratio
+        ratio = float(estimate(times))
+        picked = np.random.default_rng(seed).integers(0, len(times), (RESAMPLES, len(times)))
+        low, high = (float(q) for q in np.percentile(estimate(times[picked]), [2.5, 97.5]))
+        reference_ms = float(np.mean(self._quietest)) * 1e3
+        return Latency(
+            ratio=ratio,
+            interval=(low, high),
+            ratio_of_minima=float(candidate.min() / reference.min()),
+            median_ratio=float(_median_ratio(times)),
+            latency_ms=ratio * reference_ms,
+            reference_ms=reference_ms,
+            p95_ms=float(np.percentile(candidate, 95)) * 1e3,
+            pairs=len(times),
+            load=os.getloadavg()[0],
+            wide=high - low > WIDE * ratio,
+            method=self._method(len(times)),
+        )
+
+    def _method(self, pairs: int) -> str:
+        how = (
+            f"CPU time of one thread, mean of the {QUIETEST} quietest of {pairs} interleaved timings of each network"
+            if self._threads == 1
+            else f"wall time on {self._threads} threads, median ratio of {pairs} interleaved pairs"
+        )
+        return f"ONNX Runtime {onnxruntime.__version__}, batch 1, {how}"
+
+
+class _Timer:
+    """Times one network on one input, several runs at once where one is too short for the clock."""
+
+    def __init__(self, runner: onnxruntime.InferenceSession, example: np.ndarray, clock: Callable[[], float]) -> None:
+        self._run, self._clock, self._runs = runner.run, clock, 1
+        self._feed = {runner.get_inputs()[0].name: np.ascontiguousarray(example, dtype=np.float32)}
+        quickest = min(self.seconds() for _ in range(3))
+        self._runs = max(1, math.ceil(TIMING_SECONDS / max(quickest, 1e-6)))
+
+    def seconds(self) -> float:
+        """Of one run."""
+        start = self._clock()
+        for _ in range(self._runs):
+            self._run(None, self._feed)
+        return (self._clock() - start) / self._runs
+
+
+def _quiet_ratio(times: np.ndarray) -> np.ndarray:
+    """Ratio of the means of the quietest timings; (..., pairs, 2) → (...)."""
+    quiet = np.partition(times, QUIETEST - 1, axis=-2)[..., :QUIETEST, :].mean(axis=-2)
+    return np.asarray(quiet[..., 1] / quiet[..., 0])
+
+
+def _median_ratio(times: np.ndarray) -> np.ndarray:
+    """Median of the paired ratios; (..., pairs, 2) → (...)."""
+    return np.asarray(np.median(times[..., 1] / times[..., 0], axis=-1))

@@ -1,0 +1,270 @@
+"""Multiply-accumulates, parameters and peak activation memory of a network, counted operation by operation."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+# Operations that multiply and accumulate nothing: they move, select, compare, scale or average.
+_WITHOUT_MACS = frozenset(
+    {
+        "_adaptive_avg_pool2d",
+        "_log_softmax",
+        "_native_batch_norm_legit_no_training",
+        "_reshape_alias",
+        "_softmax",
+        "_to_copy",
+        "_unsafe_view",
+        "abs",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "add",
+        "add_",
+        "affine_grid_generator",
+        "alias",
+        "amax",
+        "arange",
+        "as_strided",
+        "avg_pool2d",
+        "batch_norm",
+        "bernoulli_",
+        "bitwise_and",
+        "cat",
+        "channel_shuffle",
+        "clamp",
+        "clamp_",
+        "clamp_max",
+        "clamp_min",
+        "clone",
+        "constant_pad_nd",
+        "contiguous",
+        "copy_",
+        "cudnn_batch_norm",
+        "cumsum",
+        "detach",
+        "div",
+        "div_",
+        "dropout",
+        "elu",
+        "empty",
+        "eq",
+        "erf",
+        "exp",
+        "expand",
+        "fill_",
+        "flatten",
+        "flip",
+        "floor",
+        "full",
+        "gather",
+        "ge",
+        "gelu",
+        "gt",
+        "hardsigmoid",
+        "hardsigmoid_",
+        "hardswish",
+        "hardswish_",
+        "hardtanh",
+        "hardtanh_",
+        "index",
+        "index_select",
+        "le",
+        "leaky_relu",
+        "leaky_relu_",
+        "lift_fresh",
+        "linalg_vector_norm",
+        "log",
+        "lt",
+        "masked_fill",
+        "max",
+        "max_pool2d",
+        "max_pool2d_with_indices",
+        "maximum",
+        "mean",
+        "min",
+        "minimum",
+        "mish",
+        "mul",
+        "mul_",
+        "native_batch_norm",
+        "native_dropout",
+        "native_group_norm",
+        "native_layer_norm",
+        "ne",
+        "neg",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "permute",
+        "pixel_shuffle",
+        "pow",
+        "reciprocal",
+        "reflection_pad2d",
+        "relu",
+        "relu_",
+        "repeat",
+        "reshape",
+        "roll",
+        "rsqrt",
+        "rsub",
+        "scalar_tensor",
+        "select",
+        "sigmoid",
+        "sigmoid_",
+        "silu",
+        "silu_",
+        "slice",
+        "softplus",
+        "split",
+        "split_with_sizes",
+        "sqrt",
+        "squeeze",
+        "stack",
+        "std",
+        "sub",
+        "sub_",
+        "sum",
+        "t",
+        "tanh",
+        "tanh_",
+        "transpose",
+        "unbind",
+        "unfold",
+        "unsqueeze",
+        "upsample_bilinear2d",
+        "upsample_nearest2d",
+        "var",
+        "var_mean",
+        "view",
+        "where",
+        "zeros",
+        "zeros_like",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one forward pass of one picture takes.
+
+    Parameters
+    ----------
+    macs
+        Multiply-accumulates, those of 8-bit layers included.
+    int8_macs
+        Multiply-accumulates of the layers that compute on 8-bit integers.
+    params
+        Parameters that are not zero.
+    activations
+        Values written by all operations.
+    peak_memory_bytes
+        Largest sum of activations alive at one time, float32.
+    unknown_operations
+        Operations whose cost is not known; never counted as 0 in silence.
+    """
+
+    macs: int
+    int8_macs: int
+    params: int
+    activations: int
+    peak_memory_bytes: int
+    unknown_operations: tuple[str, ...]
+
+
+def profile(model: nn.Module, example: Tensor, int8_layers: Collection[str] = ()) -> Profile:
+    """Count one forward pass in evaluation mode.
+
+    Parameters
+    ----------
+    model
+        Plain network (effective weights).
+    example
+        (1, C, H, W).
+    int8_layers
+        Names of the layers that the exported file computes in 8 bit.
+    """
+    counter = _Counter()
+    counter.ignore(model)
+    with torch.no_grad(), _watching(model, int8_layers, counter), counter:
+        model(example)
+    params = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    unknown = tuple(sorted(counter.unknown))
+    return Profile(counter.macs, counter.int8_macs, params, counter.written, counter.peak, unknown)
+
+
+@dataclass
+class _Counter(TorchDispatchMode):
+    macs: int = 0
+    int8_macs: int = 0
+    written: int = 0
+    live: int = 0
+    peak: int = 0
+    depth: int = 0
+    unknown: set[str] = field(default_factory=set)
+    _seen: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            macs = int(flop_registry[packet](*args, **(kwargs or {}), out_val=out)) // 2
+            self.macs += macs
+            self.int8_macs += macs if self.depth else 0
+        elif packet.__name__ not in _WITHOUT_MACS:
+            self.unknown.add(packet.__name__)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._track(tensor)
+        return out
+
+    def ignore(self, model: nn.Module) -> None:
+        """Leave the network's own tensors out of the activations."""
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._seen.add(tensor.untyped_storage()._cdata)
+
+    def _track(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.written += tensor.numel()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+@contextmanager
+def _watching(model: nn.Module, names: Collection[str], counter: _Counter) -> Iterator[None]:
+    def enter(*_: Any) -> None:
+        counter.depth += 1
+
+    def leave(*_: Any) -> None:
+        counter.depth -= 1
+
+    handles = []
+    for name in names:
+        module = model.get_submodule(name)
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

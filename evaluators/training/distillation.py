@@ -1,0 +1,37 @@
+"""Fine-tuning with a teacher (Hinton 2015, 1503.02531)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .loop import Loss
+
+
+def distillation(teacher: nn.Module, temperature: float, teacher_weight: float, label_smoothing: float = 0.0) -> Loss:
+    """``(1 - a) H(y, P_S) + a tau^2 KL(P_T^tau || P_S^tau)``.
+
+    The factor tau^2 keeps the gradients of the soft part on the scale of the hard part (section 2 of the paper).
+
+    Parameters
+    ----------
+    teacher
+        The dense network; its weights are not changed.
+    temperature
+        tau, softens both sets of outputs.
+    teacher_weight
+        a, in [0, 1].
+    """
+    teacher.eval()
+
+    def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = functional.log_softmax(teacher(x) / temperature, 1)
+        soft = functional.kl_div(
+            functional.log_softmax(logits / temperature, 1), target, reduction="batchmean", log_target=True
+        )
+        hard = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        return (1 - teacher_weight) * hard + teacher_weight * temperature**2 * soft
+
+    return loss

@@ -1,0 +1,207 @@
+"""Plan + model -> compressed model, on a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .coding.tensors import DenseTensor, StoredTensor
+from .errors import CandidateError, FormatError
+from .forms import WEIGHTED, plain, stored_weight
+from .graph import ModelGraph, drop_channels, group_scores
+from .plan import Plan
+from .techniques import Phase, Technique
+
+STATISTICS_BATCH = 64
+
+
+@dataclass(frozen=True)
+class CompressedModel:
+    """A network that a plan was carried out on.
+
+    Parameters
+    ----------
+    model
+        The network; weights may carry forms that keep their structure while it trains.
+    plan
+        What was done.
+    """
+
+    model: nn.Module
+    plan: Plan
+
+    def plain(self) -> nn.Module:
+        """A copy of ordinary layers with the effective weights."""
+        return plain(self.model)
+
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor of ``plain().state_dict()`` that inference needs, in its stored form."""
+        return dict(_stored_tensors(self.model))
+
+
+def apply_plan(plan: Plan, graph: ModelGraph, model: nn.Module, calibration: Tensor) -> CompressedModel:
+    """Carry a plan out on a copy of the network.
+
+    Parameters
+    ----------
+    calibration
+        Input of the network (N, C, H, W), for activation ranges and batch-norm statistics.
+
+    Raises
+    ------
+    CandidateError
+        Where a technique fails on the actual weights.
+    """
+    model = copy.deepcopy(model).eval()
+    _drop(plan, graph, model, calibration[:1])
+    if plan.channels:
+        reestimate_statistics(model, calibration)
+    inputs = _layer_inputs(plan, model, calibration)
+    for layer in plan.layers:
+        module = model.get_submodule(layer.layer.name)
+        for technique in layer.techniques:
+            module = _apply_one(technique, layer.layer.name, module, inputs.get(layer.layer.name))
+        _replace(model, layer.layer.name, module)
+    if any(technique.phase < Phase.QUANTIZE for layer in plan.layers for technique in layer.techniques):
+        reestimate_statistics(model, calibration)
+    return CompressedModel(model.eval(), plan)
+
+
+def restore(plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[str, StoredTensor]) -> nn.Module:
+    """The compressed network from its stored tensors: shapes by the plan, values from the file.
+
+    ``model`` is a network of the dense shape; its weights are of no account.
+
+    Raises
+    ------
+    FormatError
+        Where the tensors do not fit the plan.
+    """
+    model = copy.deepcopy(model).eval()
+    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape))
+    for layer in plan.layers:
+        module = model.get_submodule(layer.layer.name)
+        for technique in layer.techniques:
+            if technique.phase == Phase.FACTORIZE:
+                module = technique.apply(module, None)
+        _replace(model, layer.layer.name, module)
+    state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise FormatError(f"the stored tensors do not fit the policy's shapes: {error}") from error
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise FormatError(
+            f"the stored tensors do not fit the policy: missing {missing[:5]}, unexpected {unexpected[:5]}"
+        )
+    return model
+
+
+def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:
+    """Replace the batch norms' running statistics by those of the calibration pictures, in place."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in calibration.split(STATISTICS_BATCH):
+            if len(batch) > 1:
+                model(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def settle_statistics(model: nn.Module) -> None:
+    """Write each batch norm as a scale and a shift (running mean 0, variance 1 with epsilon), in place.
+
+    The network computes the same up to rounding; the constant statistics cost nothing when stored. Only for networks that
+    train no further: in training mode a batch norm would no longer be the same.
+    """
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.affine:
+            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            with torch.no_grad():
+                scale = norm.weight / (variance + norm.eps).sqrt()
+                norm.bias.sub_(scale * mean)
+                norm.weight.copy_(scale)
+                mean.zero_()
+                variance.fill_(1 - norm.eps)
+
+
+def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) -> None:
+    if not plan.channels:
+        return
+    groups = {group.root: group for group in graph.groups}
+    dropped = {root: step.choose(group_scores(model, groups[root])) for root, step in plan.channels.items()}
+    drop_channels(model, example, dropped)
+    with torch.no_grad():
+        try:
+            model(example)
+        except Exception as error:
+            raise CandidateError(f"the network no longer runs once its channels are dropped: {error}") from error
+
+
+def _apply_one(technique: Technique, name: str, module: nn.Module, inputs: Tensor | None) -> nn.Module:
+    try:
+        with torch.no_grad():
+            return technique.apply(module, inputs)
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
+
+
+def _layer_inputs(plan: Plan, model: nn.Module, calibration: Tensor) -> dict[str, Tensor]:
+    wanted = [layer.layer.name for layer in plan.layers if any(t.needs_calibration for t in layer.techniques)]
+    if not wanted:
+        return {}
+    with _recorded(model, wanted) as inputs, torch.no_grad():
+        model(calibration[:STATISTICS_BATCH])
+    return inputs
+
+
+@contextmanager
+def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
+    inputs: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            inputs[name] = arguments[0].detach()
+
+        return record
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:
+    weighted = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
+    for name, value in plain(model).state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "num_batches_tracked":
+            continue
+        if leaf == "weight" and owner in weighted:
+            yield name, stored_weight(weighted[owner])
+        else:
+            yield name, DenseTensor(cast(np.ndarray, value.detach().contiguous().numpy().copy()))

@@ -1,0 +1,210 @@
+"""Tensors in as few bytes as we can, and back, bit for bit: the format's layout, version 1.
+
+A decoder needs numpy and constriction only. All numbers are little-endian.
+
+::
+
+    file     = magic "PP", version 1 (1 byte), CRC-32 of the stream (4 bytes), stream
+    stream   = 32-bit words of one ANS coder (constriction ``AnsCoder``), zero bytes at the end left off
+    content  = text, columns, codebooks, scales, dense pools, then each tensor that is not dense and not empty
+
+What the coder gives is one of four things. *choice(n)*: one symbol of ``Uniform(n)``. *uniform(n)*: symbols of
+``Uniform(n)``; where n > 2^16 the values above bit 16 come first (recursively), then the low 16 bits. *number*: w =
+choice(32), then v = uniform(2^w), meaning ``2^w + v - 1``. *symbols*: ``Categorical(weights, perfect=False)`` with integer
+weights; where there is a single weight nothing is read. ``number``, ``ints`` and ``Flags`` are defined below.
+
+::
+
+    text     = choice(2) deflated, number of bytes, bytes by uniform(256)
+               JSON [metadata, name, name, ...]; deflated: raw deflate with the dictionary in ``container.py``
+    columns  = ints(top 4) form of each tensor: 0 dense, 1 sparse, 2 codebook, 3 codebook with mask, 4 uniform
+               ints(top 32) dimensions of each; ints all sizes, tensor after tensor
+               ints(top 11) type of each dense tensor (``floats.DTYPES``); ints(top 7) type of each codebook's codes
+               ints(top 255) bits of each uniform tensor; ints length of each codebook and scales
+    codebooks= floats, all one after the other; scales likewise
+    dense    = a pool for each tensor of more than 4096 elements, and one for each type and last part of the name
+               of the rest; in the order of their first tensor; values one after the other (``array``)
+    sparse   = mask, floats
+    codebook = choice(2) split; if not: ints(top k - 1) codes
+               split: number c, mask of codes unlike c, grouped(top k - 2) codes without c
+    with mask= mask, grouped(top k - 1) codes
+    uniform  = number t (largest magnitude); if t > 0: mask of the codes that are not 0, grouped(top t - 1) magnitudes
+               less one, ints(top 1) signs (1 is negative)
+
+    ints     = nothing if there are no values or top is 0; otherwise choice(4):
+               0: number, the value of all
+               1: [number top, unless it is known] uniform(top + 1)
+               2: [number top], m = (0, 1, 2, 3, 4, 6, 8, 12)[choice(8)], table, symbols b, low bits
+                  b < 2^(m+1): value b; otherwise s = (b >> m) - 1 low bits, value ((b - (s << m)) << s) + low;
+                  the low bits of all values with s = 1 come first, by uniform(2), then s = 2, ...
+               3: number of distinct values less one, ints their differences less one (from -1), ints indices
+    table    = choice(5) p; choice(2): if 1, Flags of one cell and symbols, which bucket occurs; choice(2) relative;
+               choice(8) g; symbols z with weights ``POWERS[min(2 i 16 >> g, 320)]``, i <= 40 * 2^p;
+               level = z, or relative: the running sum of (0, -1, 1, -2, 2, ...)[z]
+               weight = ``POWERS[level * 16 >> p]``, then ``max(weight 2^22 // sum, 1)``; 0 where it does not occur
+    Flags    = choice(4) c, ints(top 2 (160 >> c) + 2) levels; the first is "never", the last "always", the middle is
+               even odds; a step multiplies the odds of a one by 2^(2^c / 8): weights ``POWERS[2 * 2^c * steps]``
+    mask     = rows: first dimension, columns: the rest (a vector is one row); choice(3):
+               0 cells: classes, Flags, symbols of each cell, cells and places in C order
+               1 neighbours: classes, choice(48) lag - 2, Flags for (cell, 0 to 2 neighbours set), then the columns from
+                 the left, rows from the top; neighbours are 1 and lag columns before
+               2 gaps: number of places set, ints their differences less one
+    classes  = choice(17) row classes less one, ints(top classes - 1); the same for columns
+    grouped  = plain ints, unless the mask has cells, more than one: choice(4) q, then ints for each of 2^q groups
+               (``Grid.groups``)
+    array    = float32: floats; otherwise choice(2): 1: choice(2) signed, ints (folded 0, -1, 1, -2, ... if signed);
+               0: ints(top 255) for each byte of the type, lowest first
+    floats   = choice(2): 1: number of distinct bit patterns less one, ints indices, fields of those; 0: fields
+    fields   = ints(top 255) exponents; if any is 0: choice(2), 1: those are +0.0 and have nothing more;
+               ints(top 1) signs, choice(24) zero bits z at the end of all mantissas, ints the leading 8 of the 23 - z
+               bits left, uniform the rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from .container import (
+    DENSE,
+    SHARED,
+    SPARSE,
+    SPARSE_SHARED,
+    UNIFORM,
+    Entry,
+    element_limit,
+    elements,
+    entry_of,
+    frame,
+    read_header,
+    unframe,
+    write_header,
+)
+from .floats import read_array, read_floats, write_array, write_floats
+from .payloads import read_codebook, read_sparse, read_uniform, write_tensor
+from .stream import PARTS, Reader, Writer
+from .tensors import CodebookTensor, DenseTensor, StoredTensor, UniformTensor
+
+_POOLED = 4096
+"""Dense tensors of at most so many elements share their probability tables with those of the same type and last name."""
+
+
+@dataclass(frozen=True)
+class PressFile:
+    """What a file holds.
+
+    Parameters
+    ----------
+    tensors
+        By name, in the order in which they were given.
+    metadata
+        As it was given.
+    """
+
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, Any]
+
+
+def encode(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, Any]) -> bytes:
+    """Write tensors and metadata (JSON) in as few bytes as we can; the same input gives the same bytes.
+
+    Raises
+    ------
+    ModelError
+        Where a tensor does not keep what its form promises, the metadata are no JSON, or a nearly constant model has more
+        elements than a file of its size may declare (2^24 and 4096 a byte).
+    """
+    entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
+    writer = Writer()
+    write_header(writer, entries, metadata)
+    stored = list(tensors.values())
+    write_floats(writer, _joined([x.codebook for x in stored if isinstance(x, CodebookTensor)]))
+    write_floats(writer, _joined([x.scales for x in stored if isinstance(x, UniformTensor)]))
+    for pool in _pools(entries):
+        write_array(writer, np.concatenate([tensors[entry.name].decode().ravel() for entry in pool]))
+    for entry, tensor in zip(entries, stored):
+        if entry.count:
+            write_tensor(writer, entry, tensor)
+    data = frame(writer.bytes())
+    if elements(entries) > element_limit(len(data)):
+        raise ModelError(
+            f"{elements(entries)} elements in {len(data)} bytes: a file may declare {element_limit(len(data))}"
+        )
+    return data
+
+
+def decode(data: bytes) -> PressFile:
+    """Read what ``encode`` wrote: the same forms, types, shapes and values, bit for bit.
+
+    Raises
+    ------
+    FormatError
+        Where the file is not ours, truncated or damaged.
+    """
+    return _read(data)[0]
+
+
+def breakdown(data: bytes) -> dict[str, int]:
+    """Bytes of a file by what they hold: ``weights`` (values and codes), ``indices`` (where the zeros are), ``codebooks``
+    (and scales), ``header`` (all the rest). They sum to ``len(data)``; shared bytes go to the part with most of their bits.
+
+    Raises
+    ------
+    FormatError
+        As ``decode``.
+    """
+    bits = dict(_read(data)[1])
+    bits["header"] += 8 * len(data) - sum(bits.values())
+    sizes = {part: bits[part] // 8 for part in PARTS}
+    by_rest = sorted(PARTS, key=lambda part: -(bits[part] % 8))
+    for part in by_rest[: len(data) - sum(sizes.values())]:
+        sizes[part] += 1
+    return sizes
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+
+
+def _pools(entries: list[Entry]) -> list[list[Entry]]:
+    """Dense tensors in groups that are coded together."""
+    pools: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        if entry.form == DENSE:
+            key = (entry.dtype, entry.name.rpartition(".")[2]) if entry.count <= _POOLED else (entry.name, None, None)
+            pools.setdefault(key, []).append(entry)
+    return list(pools.values())
+
+
+def _read(data: bytes) -> tuple[PressFile, dict[str, int]]:
+    """What the file holds, and the bits of each part."""
+    reader = Reader(unframe(data))
+    entries, metadata = read_header(reader, len(data))
+    with reader.part("codebooks"):
+        codebooks = _read_tables(reader, [entry for entry in entries if entry.form in (SHARED, SPARSE_SHARED)])
+        scales = _read_tables(reader, [entry for entry in entries if entry.form == UNIFORM])
+    tensors: dict[str, StoredTensor] = {}
+    with reader.part("weights"):
+        for pool in _pools(entries):
+            values = read_array(reader, sum(entry.count for entry in pool), pool[0].dtype or np.dtype(np.float32))
+            parts = np.split(values, np.cumsum([entry.count for entry in pool])[:-1])
+            tensors |= {entry.name: DenseTensor(part.reshape(entry.shape).copy()) for entry, part in zip(pool, parts)}
+        for entry in entries:
+            if entry.form == SPARSE:
+                tensors[entry.name] = read_sparse(reader, entry)
+            elif entry.form == UNIFORM:
+                tensors[entry.name] = read_uniform(reader, entry, scales[entry.name])
+            elif entry.form != DENSE:
+                tensors[entry.name] = read_codebook(reader, entry, codebooks[entry.name])
+    reader.finish()
+    return PressFile({entry.name: tensors[entry.name] for entry in entries}, metadata), reader.bits
+
+
+def _read_tables(reader: Reader, entries: list[Entry]) -> dict[str, np.ndarray]:
+    values = read_floats(reader, sum(entry.table for entry in entries))
+    ends = np.cumsum([entry.table for entry in entries])
+    return {entry.name: values[end - entry.table : end].copy() for entry, end in zip(entries, ends)}

@@ -1,0 +1,96 @@
+"""The forms a weight takes on disk, as numpy data. ``decode`` gives the float32 values that the network computes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class DenseTensor:
+    """Every value as it is; float32 weights, biases and statistics, or integer buffers.
+
+    Parameters
+    ----------
+    values
+        Any shape; float32, int64, uint8 or bool.
+    """
+
+    values: np.ndarray
+
+    def decode(self) -> np.ndarray:
+        return self.values
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """Float32 values where the mask is set, zero elsewhere.
+
+    Parameters
+    ----------
+    mask
+        bool, the tensor's shape.
+    values
+        (count of True,) float32, in C order.
+    """
+
+    mask: np.ndarray
+    values: np.ndarray
+
+    def decode(self) -> np.ndarray:
+        out = np.zeros(self.mask.shape, np.float32)
+        out[self.mask] = self.values
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookTensor:
+    """Values shared through a codebook; zero where the mask is not set.
+
+    Parameters
+    ----------
+    mask
+        bool, the tensor's shape; ``None``: every weight is kept.
+    codes
+        (count kept,) integer index into the codebook, in C order.
+    codebook
+        (k,) float32.
+    """
+
+    mask: np.ndarray | None
+    codes: np.ndarray
+    codebook: np.ndarray
+    shape: tuple[int, ...]
+
+    def decode(self) -> np.ndarray:
+        values = self.codebook[self.codes].astype(np.float32)
+        if self.mask is None:
+            return values.reshape(self.shape)
+        return SparseTensor(self.mask, values).decode()
+
+
+@dataclass(frozen=True, eq=False)
+class UniformTensor:
+    """Symmetric uniform quantization, ``codes * scale`` with a scale for each output channel (axis 0).
+
+    Parameters
+    ----------
+    codes
+        int8, the tensor's shape; within ``[-(2^(bits-1) - 1), 2^(bits-1) - 1]``.
+    scales
+        (shape[0],) float32.
+    bits
+        Width of a code, 2 to 8.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    bits: int
+
+    def decode(self) -> np.ndarray:
+        scales = self.scales.reshape(-1, *(1,) * (self.codes.ndim - 1))
+        return self.codes.astype(np.float32) * scales
+
+
+StoredTensor = DenseTensor | SparseTensor | CodebookTensor | UniformTensor

@@ -1,0 +1,172 @@
+"""Policy + graph -> plan: every complaint is raised here, before a weight is touched. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from .errors import PolicyError
+from .graph import ChannelGroup, ModelGraph
+from .policy import Policy, Step
+from .techniques import PruneChannels, Technique, build
+from .techniques.base import LayerInfo
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is done to one layer, in the order of the phases.
+
+    Parameters
+    ----------
+    layer
+        The layer as it stands when its turn comes, channels already dropped.
+    techniques
+        At most one a phase, ordered.
+    """
+
+    layer: LayerInfo
+    techniques: tuple[Technique, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy that fits a network.
+
+    Parameters
+    ----------
+    policy
+        Normalised: steps without effect left out, channel steps moved to the root of their group. Its digest is the
+        identity of a candidate.
+    channels
+        The channel step of each group's root.
+    layers
+        What is done to each layer that is touched by itself.
+    """
+
+    policy: Policy
+    channels: Mapping[str, PruneChannels]
+    layers: tuple[LayerPlan, ...]
+
+
+def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
+    """Fit a policy to a network.
+
+    Raises
+    ------
+    PolicyError
+        With every complaint, a line each: unknown layers or techniques, hyper-parameters out of range, techniques that
+        cannot be applied to their layer, two of one phase, coupled layers that are given different channel steps.
+    """
+    complaints: list[str] = []
+    channels: dict[str, tuple[PruneChannels, Step]] = {}
+    wanted: dict[str, list[tuple[Technique, Step]]] = {}
+    for name, steps in policy.layers.items():
+        if name not in graph.layers:
+            complaints.append(_unknown_layer(name, graph.layers))
+            continue
+        for step in steps:
+            try:
+                technique = build(step)
+            except PolicyError as error:
+                complaints.append(f"layer '{name}': {error}")
+                continue
+            if isinstance(technique, PruneChannels):
+                complaints.extend(_place_channels(name, technique, step, graph, channels))
+            else:
+                wanted.setdefault(name, []).append((technique, step))
+    kept = {root: (t, s) for root, (t, s) in channels.items() if not t.is_identity(graph.layers[root])}
+    shapes = _shapes_after(graph, {root: technique for root, (technique, _) in kept.items()})
+    plans, normalised = [], {root: [step] for root, (_, step) in kept.items()}
+    for name, pairs in wanted.items():
+        plan, steps_kept = _plan_layer(shapes[name], pairs, complaints)
+        normalised.setdefault(name, []).extend(steps_kept)
+        if plan.techniques:
+            plans.append(plan)
+    if complaints:
+        raise PolicyError("the policy does not fit the network:\n  " + "\n  ".join(complaints))
+    final = Policy({name: tuple(steps) for name, steps in normalised.items()})
+    order = {name: position for position, name in enumerate(graph.layers)}
+    plans.sort(key=lambda p: order[p.layer.name])
+    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans))
+
+
+def _plan_layer(
+    layer: LayerInfo, pairs: Iterable[tuple[Technique, Step]], complaints: list[str]
+) -> tuple[LayerPlan, list[Step]]:
+    chosen: dict[int, tuple[Technique, Step]] = {}
+    for technique, step in sorted(pairs, key=lambda pair: pair[0].phase):
+        if technique.is_identity(layer):
+            continue
+        reason = technique.check(layer)
+        if reason is not None:
+            complaints.append(f"layer '{layer.name}': {technique.name} cannot be applied: {reason}")
+        elif technique.phase in chosen:
+            other = chosen[technique.phase][0].name
+            complaints.append(f"layer '{layer.name}': {other} and {technique.name} exclude each other; keep one")
+        else:
+            chosen[technique.phase] = (technique, step)
+    return LayerPlan(layer, tuple(t for t, _ in chosen.values())), [s for _, s in chosen.values()]
+
+
+def _place_channels(
+    name: str,
+    technique: PruneChannels,
+    step: Step,
+    graph: ModelGraph,
+    channels: dict[str, tuple[PruneChannels, Step]],
+) -> Iterable[str]:
+    group = graph.group_of(name)
+    reason = _why_not(name, technique, graph, group)
+    if reason is not None:
+        yield f"layer '{name}': prune_channels cannot be applied: {reason}"
+        return
+    assert group is not None
+    known = channels.get(group.root)
+    if known is not None and known[0] != technique:
+        yield f"layers '{group.root}' and '{name}' share their channels but are given different channel steps; keep one"
+    channels[group.root] = (technique, step)
+
+
+def _why_not(name: str, technique: PruneChannels, graph: ModelGraph, group: ChannelGroup | None) -> str | None:
+    if graph.coupling_error is not None:
+        return f"the coupling of the network's channels could not be found ({graph.coupling_error})"
+    if group is None:
+        return "its channels belong to no group that can be pruned"
+    return group.refusal or technique.check(graph.layers[name])
+
+
+def _shapes_after(graph: ModelGraph, channels: Mapping[str, PruneChannels]) -> dict[str, LayerInfo]:
+    lost: dict[tuple[str, str], int] = {}
+    for group in graph.groups:
+        if group.root in channels:
+            dropped = group.channels - channels[group.root].keep(group.channels)
+            for member in group.members:
+                key = (member.layer, member.axis)
+                lost[key] = lost.get(key, 0) + dropped * member.factor
+    return {
+        name: _shrunk(info, lost.get((name, "out"), 0), lost.get((name, "in"), 0))
+        for name, info in graph.layers.items()
+    }
+
+
+def _shrunk(info: LayerInfo, out: int, into: int) -> LayerInfo:
+    if not out and not into:
+        return info
+    depthwise = info.groups > 1
+    into = out if depthwise else into
+    shape = (info.weight_shape[0] - out, info.weight_shape[1] - (0 if depthwise else into), *info.weight_shape[2:])
+    if info.kind == "conv2d":
+        before = (info.input_shape[0] - into, *info.input_shape[1:])
+        after = (info.output_shape[0] - out, *info.output_shape[1:])
+    else:
+        before = (*info.input_shape[:-1], info.input_shape[-1] - into)
+        after = (*info.output_shape[:-1], info.output_shape[-1] - out)
+    groups = info.groups - out if depthwise else info.groups
+    return replace(info, weight_shape=shape, input_shape=before, output_shape=after, groups=groups)
+
+
+def _unknown_layer(name: str, layers: Mapping[str, LayerInfo]) -> str:
+    near = difflib.get_close_matches(name, layers, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"the network has {', '.join(list(layers)[:12])}"
+    return f"layer '{name}' is unknown: {hint}"

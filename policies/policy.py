@@ -1,0 +1,148 @@
+"""What is done to a network, as data: small, canonical, hashable. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from .errors import PolicyError
+
+POLICY_VERSION = 1
+MAX_POLICY_BYTES = 1_000_000
+
+Scalar = int | float | str | bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One technique with its hyper-parameters, applied to one layer.
+
+    Parameters
+    ----------
+    technique
+        Name in the table of techniques, such as ``prune_magnitude``.
+    parameters
+        Hyper-parameters as sorted ``(name, value)`` pairs; values are JSON scalars.
+    """
+
+    technique: str
+    parameters: tuple[tuple[str, Scalar], ...] = ()
+
+    @classmethod
+    def of(cls, technique: str, **parameters: Scalar) -> Step:
+        """A step from keyword hyper-parameters, in canonical order."""
+        return cls(technique, tuple(sorted(parameters.items())))
+
+    def as_dict(self) -> dict[str, dict[str, Scalar]]:
+        return {self.technique: dict(self.parameters)}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done to each layer of a network.
+
+    Parameters
+    ----------
+    layers
+        Steps for each layer name. The order of the steps is of no account: techniques are ordered by their phase.
+    version
+        Version of this format.
+    """
+
+    layers: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    version: int = POLICY_VERSION
+
+    def __post_init__(self) -> None:
+        ordered = {name: tuple(sorted(steps, key=lambda s: s.technique)) for name, steps in sorted(self.layers.items())}
+        object.__setattr__(self, "layers", MappingProxyType({n: s for n, s in ordered.items() if s}))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Policy, (dict(self.layers), self.version))
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, ready for JSON or YAML."""
+        layers = {name: [step.as_dict() for step in steps] for name, steps in self.layers.items()}
+        return {"version": self.version, "layers": layers}
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces."""
+        return json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+
+    def to_yaml(self) -> str:
+        """The text that stands in ``policies/<id>.yaml``."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, default_flow_style=None, width=120)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON. Normalise first (see ``plan``) where it is used as an identity."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """The first 12 digits of the digest, used in file names and reports."""
+        return self.digest[:12]
+
+    @classmethod
+    def from_dict(cls, data: object) -> Policy:
+        """Read a policy from plain data.
+
+        Raises
+        ------
+        PolicyError
+            Where the data is not of the form that ``as_dict`` writes.
+        """
+        if not isinstance(data, dict):
+            raise PolicyError(f"a policy is a mapping with 'version' and 'layers'; this is a {type(data).__name__}")
+        unknown = sorted(set(data) - {"version", "layers"}, key=str)
+        if unknown:
+            raise PolicyError(f"a policy has the keys 'version' and 'layers'; unknown: {', '.join(map(str, unknown))}")
+        version = data.get("version", POLICY_VERSION)
+        if version != POLICY_VERSION:
+            raise PolicyError(f"this release reads policies of version {POLICY_VERSION}; this one says {version!r}")
+        layers = data.get("layers") or {}
+        if not isinstance(layers, dict):
+            raise PolicyError(f"'layers' maps layer names to lists of steps; this is a {type(layers).__name__}")
+        return cls({str(name): _read_steps(str(name), steps) for name, steps in layers.items()})
+
+    @classmethod
+    def from_text(cls, text: str) -> Policy:
+        """Read a policy from YAML or JSON text of at most 1 MB.
+
+        Raises
+        ------
+        PolicyError
+            Where the text is too long, no YAML, or no policy.
+        """
+        if len(text) > MAX_POLICY_BYTES:
+            raise PolicyError(f"a policy has at most {MAX_POLICY_BYTES} bytes; this text has {len(text)}")
+        try:
+            return cls.from_dict(yaml.safe_load(text))
+        except (yaml.YAMLError, RecursionError) as error:
+            raise PolicyError(f"a policy is YAML or JSON; this text cannot be read: {error}") from error
+
+
+def _read_steps(layer: str, steps: object) -> tuple[Step, ...]:
+    if not isinstance(steps, list):
+        raise PolicyError(
+            f"layer '{layer}': expected a list of steps such as [{{quantize: {{bits: 8}}}}], got {steps!r}"
+        )
+    return tuple(_read_step(layer, step) for step in steps)
+
+
+def _read_step(layer: str, step: object) -> Step:
+    if not isinstance(step, dict) or len(step) != 1:
+        raise PolicyError(f"layer '{layer}': a step is one technique with its parameters, got {step!r}")
+    ((technique, parameters),) = step.items()
+    parameters = parameters or {}
+    if not isinstance(parameters, dict) or not all(isinstance(v, Scalar) for v in parameters.values()):
+        raise PolicyError(f"layer '{layer}', {technique}: parameters are names with plain values, got {parameters!r}")
+    return Step.of(str(technique), **{str(key): value for key, value in parameters.items()})

@@ -1,0 +1,78 @@
+"""Techniques: one file each, behind the contract in ``base``. To add one: its file, and its row in ``TECHNIQUES``."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+from ..errors import PolicyError
+from ..policy import Scalar, Step
+from .base import LayerCost, LayerInfo, Phase, Technique
+from .prune_channels import PruneChannels
+from .prune_magnitude import PruneMagnitude
+from .quantize_uniform import QuantizeUniform
+from .share_kmeans import ShareKMeans
+from .svd_linear import SVDLinear
+from .svd_spatial import SVDSpatial
+from .tucker2 import Tucker2
+
+TECHNIQUES: dict[str, type[Technique] | type[PruneChannels]] = {
+    "prune_channels": PruneChannels,
+    "prune_magnitude": PruneMagnitude,
+    "quantize": QuantizeUniform,
+    "share": ShareKMeans,
+    "svd": SVDLinear,
+    "svd_spatial": SVDSpatial,
+    "tucker2": Tucker2,
+}
+
+__all__ = ["TECHNIQUES", "LayerCost", "LayerInfo", "Phase", "PruneChannels", "Technique", "build"]
+
+
+def build(step: Step) -> Technique | PruneChannels:
+    """The technique that a step of a policy names, with its hyper-parameters.
+
+    Raises
+    ------
+    PolicyError
+        Where the technique is unknown, a parameter is unknown, missing, of the wrong type or out of its range.
+    """
+    cls = TECHNIQUES.get(step.technique)
+    if cls is None:
+        raise PolicyError(f"unknown technique '{step.technique}'{_nearest(step.technique, list(TECHNIQUES))}")
+    given: dict[str, Any] = dict(step.parameters)
+    known = _parameters(cls)
+    for name in given:
+        if name not in known:
+            raise PolicyError(f"{step.technique}: unknown parameter '{name}'{_nearest(name, list(known))}")
+    for name, (kind, required) in known.items():
+        if name in given:
+            given[name] = _typed(f"{step.technique}: {name}", given[name], kind)
+        elif required:
+            raise PolicyError(f"{step.technique}: parameter '{name}' is missing; it takes {', '.join(known)}")
+    return cls(**given)
+
+
+def _parameters(cls: type[Technique] | type[PruneChannels]) -> dict[str, tuple[type, bool]]:
+    """The type of each hyper-parameter (``str`` for a choice of words), and whether it must be given."""
+    hints = get_type_hints(cls)
+    declared: Any = cls
+    kinds = {f.name: (hints[f.name], f.default is MISSING) for f in fields(declared)}
+    return {name: (kind if isinstance(kind, type) else str, required) for name, (kind, required) in kinds.items()}
+
+
+def _typed(what: str, value: Scalar, kind: type) -> Scalar:
+    # A bool is an int in Python; as a count of bits it is a mistake.
+    if isinstance(value, bool) is (kind is bool):
+        if isinstance(value, kind):
+            return value
+        if kind is float and isinstance(value, int):
+            return float(value)
+    raise PolicyError(f"{what} is of type {kind.__name__}, got {value!r} ({type(value).__name__})")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    return f"{hint} known: {', '.join(known)}"

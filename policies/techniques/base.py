@@ -1,0 +1,116 @@
+"""The contract of a technique."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+class Phase(IntEnum):
+    """When a technique's turn comes on a layer; at most one technique of a phase on a layer."""
+
+    REARCHITECT = 0
+    DROP = 1
+    FACTORIZE = 2
+    PRUNE = 3
+    QUANTIZE = 4
+    CODE = 5
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a technique may know of a layer before a weight is touched.
+
+    Parameters
+    ----------
+    name
+        The module's dotted name.
+    kind
+        ``conv2d`` or ``linear``.
+    weight_shape
+        (out, in / groups, kernel height, kernel width) or (out, in).
+    input_shape, output_shape
+        Without the batch dimension.
+    stride, padding, dilation
+        Of a convolution; ``padding`` is a pair or the words torch takes.
+    groups
+        Of a convolution; 1 otherwise.
+    """
+
+    name: str
+    kind: Literal["conv2d", "linear"]
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    has_bias: bool = True
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without the bias."""
+        count = 1
+        for size in self.weight_shape:
+            count *= size
+        return count
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one picture (a linear layer may act on many positions)."""
+        positions = 1
+        for size in self.output_shape[1:] if self.kind == "conv2d" else self.output_shape[:-1]:
+            positions *= size
+        return self.weights * positions
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a technique leaves of a layer, before entropy coding.
+
+    Parameters
+    ----------
+    macs
+        Multiply-accumulates for one picture, as the exported network computes them.
+    weight_bits
+        Bits of the kept weights in the technique's own form, positions of zeros and codebooks left out.
+    """
+
+    macs: int
+    weight_bits: float
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """One way to compress a layer: a frozen dataclass of its hyper-parameters.
+
+    The constructor raises ``PolicyError`` for a hyper-parameter out of its range.
+    """
+
+    name: ClassVar[str]
+    phase: ClassVar[Phase]
+    needs_calibration: ClassVar[bool]
+
+    def check(self, layer: LayerInfo) -> str | None:
+        """Why it cannot be applied to this layer, or ``None``."""
+        ...
+
+    def is_identity(self, layer: LayerInfo) -> bool:
+        """Whether it would leave this layer as it is (full rank, sparsity 0); such a step is dropped from the policy."""
+        ...
+
+    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+        """The compressed module. The given one is the caller's copy and may be changed and returned.
+
+        ``calibration`` holds inputs of the layer (N, ...) where ``needs_calibration`` says so. A module made by an earlier
+        phase (two or three layers in place of one) is taken as well.
+        """
+        ...
+
+    def cost(self, layer: LayerInfo) -> LayerCost:
+        """What will be left of a layer that nothing else was done to."""
+        ...

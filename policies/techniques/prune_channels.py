@@ -1,0 +1,65 @@
+"""Structured pruning: drop whole channels together with everything coupled to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import PolicyError
+from .base import LayerInfo, Phase
+
+
+@dataclass(frozen=True)
+class PruneChannels:
+    """Drop the least important output channels of a layer and of its coupled group.
+
+    The layers become smaller and stay dense, so the gain is real in every runtime. The number kept lies on a grid: odd
+    widths are slow in the runtimes.
+
+    Parameters
+    ----------
+    sparsity
+        Share of the channels to drop, in [0, 1).
+    multiple
+        The number kept is rounded to a multiple of this (never below one such multiple).
+
+    References
+    ----------
+    Fang 2023, "DepGraph", arXiv 2301.12900.
+    """
+
+    name: ClassVar[str] = "prune_channels"
+    phase: ClassVar[Phase] = Phase.DROP
+
+    sparsity: float
+    multiple: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise PolicyError(f"prune_channels: sparsity is a share in [0, 1), got {self.sparsity}")
+        if self.multiple < 1:
+            raise PolicyError(f"prune_channels: multiple is a whole number from 1, got {self.multiple}")
+
+    def check(self, layer: LayerInfo) -> str | None:
+        """Grouped convolutions follow their group's root; they are none themselves."""
+        if layer.groups > 1:
+            return (
+                "prune_channels names the layer that makes the channels; this is a grouped convolution that follows one"
+            )
+        return None
+
+    def is_identity(self, layer: LayerInfo) -> bool:
+        return self.keep(layer.weight_shape[0]) >= layer.weight_shape[0]
+
+    def keep(self, channels: int) -> int:
+        """How many of the channels are kept."""
+        wanted = (1 - self.sparsity) * channels
+        return min(channels, max(self.multiple, round(wanted / self.multiple) * self.multiple))
+
+    def choose(self, scores: Tensor) -> list[int]:
+        """Indices of the channels to drop, from importances (channels,)."""
+        drop = len(scores) - self.keep(len(scores))
+        return sorted(torch.argsort(scores, stable=True)[:drop].tolist())

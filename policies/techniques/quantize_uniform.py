@@ -1,0 +1,125 @@
+"""Symmetric uniform quantization of weights, and of a layer's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .. import forms
+from ..errors import CandidateError, PolicyError
+from .base import LayerCost, LayerInfo, Phase
+
+Activations = Literal["float32", "int8"]
+
+CLIPPING_SHARES = torch.linspace(1.0, 0.1, 37).tolist()
+
+
+@dataclass(frozen=True)
+class QuantizeUniform:
+    """Weights as integer codes times a scale per output channel (Jacob 2018, 1712.05877, eq. 1 with a zero point of 0).
+
+    At 8 bit the scale is ``max|w| / 127``; below, weights are clipped where that lowers the channel's squared error.
+    Weights that were pruned stay zero.
+
+    Parameters
+    ----------
+    bits
+        Width of a weight's code, 2 to 8.
+    activations
+        ``int8`` computes on 8-bit inputs too, over the range that the calibration inputs take; ``float32`` leaves them.
+    """
+
+    bits: int = 8
+    activations: Activations = "float32"
+
+    name: ClassVar[str] = "quantize"
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+    needs_calibration: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise PolicyError(f"{self.name}: expected bits as a whole number from 2 to 8, got {self.bits!r}")
+        if self.activations not in get_args(Activations):
+            known = " or ".join(get_args(Activations))
+            raise PolicyError(f"{self.name}: expected activations {known}, got {self.activations!r}")
+        # The one technique whose need depends on a hyper-parameter: the instance's answer stands before the class's.
+        object.__setattr__(self, "needs_calibration", self.activations == "int8")
+
+    def check(self, layer: LayerInfo) -> str | None:
+        return None
+
+    def is_identity(self, layer: LayerInfo) -> bool:
+        return False
+
+    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+        layers = [layer for _, layer in forms.weighted_modules(module)]
+        if not layers:
+            raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")
+        for layer in layers:
+            scale = channel_scales(cast(Tensor, layer.weight), self.bits)
+            forms.set_form(layer, forms.UniformWeight(scale, self.bits, forms.mask_of(layer)))
+        if self.activations == "int8":
+            for layer, low, high in self._input_ranges(module, layers, calibration):
+                forms.set_input_range(layer, low, high)
+        return module
+
+    def cost(self, layer: LayerInfo) -> LayerCost:
+        return LayerCost(layer.macs, float(self.bits * layer.weights))
+
+    def _input_ranges(
+        self, module: nn.Module, layers: list[nn.Module], calibration: Tensor | None
+    ) -> list[tuple[nn.Module, float, float]]:
+        """Least and greatest input of each layer while the calibration inputs pass through the module."""
+        if calibration is None or calibration.numel() == 0:
+            raise PolicyError(f"{self.name}: activations int8 needs calibration inputs of the layer, got none")
+        ranges: list[tuple[nn.Module, float, float]] = []
+
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            low, high = inputs[0].aminmax()
+            ranges.append((layer, float(low), float(high)))
+
+        handles = [layer.register_forward_pre_hook(record) for layer in layers]
+        try:
+            with torch.no_grad():
+                module(calibration)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not all(torch.tensor([low, high]).isfinite().all() for _, low, high in ranges):
+            raise CandidateError(f"{self.name}: expected finite calibration inputs, got nan or inf; check the network")
+        return ranges
+
+
+def channel_scales(weight: Tensor, bits: int) -> Tensor:
+    """The scale of each output channel.
+
+    Parameters
+    ----------
+    weight
+        (out, ...).
+    bits
+        At 8 the scale is ``max|w| / 127``; below, the one of least squared error among 37 shares (1 down to 0.1) of
+        ``max|w| / (2^(bits-1) - 1)``.
+
+    Returns
+    -------
+    Tensor
+        (out,) float32, positive; 1 for a channel of zeros.
+    """
+    flat = weight.detach().float().flatten(1)
+    limit = 2 ** (bits - 1) - 1
+    widest = flat.abs().amax(1) / limit
+    widest = torch.where(widest >= torch.finfo(torch.float32).tiny, widest, torch.ones_like(widest))
+    if bits == 8:
+        return widest
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for share in CLIPPING_SHARES:
+        scale = widest * share
+        column = scale[:, None]
+        error = torch.linalg.vector_norm((flat / column).round_().clamp_(-limit, limit).mul_(column).sub_(flat), dim=1)
+        best = torch.where(error < least, scale, best)
+        least = torch.minimum(error, least)
+    return best

@@ -1,0 +1,79 @@
+"""Spatial SVD of a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .base import LayerCost, LayerInfo, Phase
+from .factors import FLOAT_BITS, conv_factor, conv_reason, require_plain, require_rank, truncated_svd
+
+
+@dataclass(frozen=True)
+class SVDSpatial:
+    """A kh x kw convolution as a kh x 1 and a 1 x kw one (Jaderberg 2014, 1405.3866, scheme 2, solved by SVD).
+
+    Stride, padding and dilation go to the factor of their axis; between them the map has the output's height and the
+    input's width.
+
+    Parameters
+    ----------
+    rank
+        Channels between the two, at least 1; from min(in * kh, kw * out) on the layer stays as it is.
+    """
+
+    rank: int
+
+    name: ClassVar[str] = "svd_spatial"
+    phase: ClassVar[Phase] = Phase.FACTORIZE
+    needs_calibration: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_rank(self.name, "rank", self.rank)
+
+    def check(self, layer: LayerInfo) -> str | None:
+        return conv_reason(layer)
+
+    def is_identity(self, layer: LayerInfo) -> bool:
+        return layer.kind == "conv2d" and self.rank >= _full_rank(layer.weight_shape)
+
+    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+        layer = require_plain(self.name, module, nn.Conv2d)
+        if self.rank >= _full_rank(tuple(layer.weight.shape)):
+            return layer
+        vertical, horizontal = spatial_factors(layer.weight, self.rank)
+        (stride_y, stride_x), (dilation_y, dilation_x) = layer.stride, layer.dilation
+        # The words "same" and "valid" mean the same for each axis alone.
+        padding = layer.padding
+        pad_y, pad_x = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
+        first = conv_factor(vertical, layer, stride=(stride_y, 1), padding=pad_y, dilation=(dilation_y, 1))
+        second = conv_factor(
+            horizontal, layer, layer.bias, stride=(1, stride_x), padding=pad_x, dilation=(1, dilation_x)
+        )
+        return nn.Sequential(first, second).train(layer.training)
+
+    def cost(self, layer: LayerInfo) -> LayerCost:
+        if self.is_identity(layer):
+            return LayerCost(layer.macs, float(FLOAT_BITS * layer.weights))
+        out_channels, in_channels, kernel_y, kernel_x = layer.weight_shape
+        _, height, width = layer.output_shape
+        first, second = in_channels * kernel_y * self.rank, self.rank * kernel_x * out_channels
+        macs = height * (first * layer.input_shape[2] + second * width)
+        return LayerCost(macs, float(FLOAT_BITS * (first + second)))
+
+
+def spatial_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Weights (rank, in, kh, 1) and (out, rank, 1, kw) whose composition is nearest to a weight (out, in, kh, kw)."""
+    out_channels, in_channels, kernel_y, kernel_x = weight.shape
+    matrix = weight.permute(1, 2, 3, 0).reshape(in_channels * kernel_y, kernel_x * out_channels)
+    left, right = truncated_svd(matrix, rank)
+    vertical = left.T.reshape(-1, in_channels, kernel_y, 1)
+    horizontal = right.reshape(-1, kernel_x, out_channels).permute(2, 0, 1).unsqueeze(2)
+    return vertical, horizontal
+
+
+def _full_rank(shape: tuple[int, ...]) -> int:
+    out_channels, in_channels, kernel_y, kernel_x = shape
+    return min(in_channels * kernel_y, kernel_x * out_channels)

@@ -1,0 +1,243 @@
+"""The Python interface; the command line calls the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..evaluators.data import DataSet, SplitSizes
+from ..evaluators.sources import as_dataset
+from ..policies.apply import restore
+from ..policies.coding.press import decode
+from ..policies.errors import InputError, RunDirectoryError, WorkError
+from ..policies.graph import ModelGraph
+from ..policies.plan import make_plan
+from ..policies.policy import Policy
+from .config import Config, load_config, make_config
+from .driver import Search
+from .exporting import export_member
+from .front import FrontData, Member
+from .ledger import Ledger
+from .prepare import Given, dense_network, prepare, read_data
+from .progress import Listener, Silence
+from .rundir import RunDirectory, find_run, open_run, write_environment
+from .summary import note_layers, write_report
+
+OWN_MODEL = "python.object:model"
+OWN_DATA = "python.object:data"
+
+
+def search(
+    model: nn.Module | str | Path,
+    data: object = None,
+    budgets: Mapping[str, str | float] | None = None,
+    *,
+    evaluations: int | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+    **sections: Any,
+) -> Front:
+    """Search for the Pareto front of compressed versions of a trained network.
+
+    Parameters
+    ----------
+    model
+        A trained network whose forward pass takes (N, C, H, W) and gives logits (N, classes), or the path of a
+        configuration file, which says everything (then ``data`` and ``budgets`` are left out).
+    data
+        Whatever ``evaluators.sources.as_dataset`` takes (arrays, loaders, a mapping of splits), or a data set's name.
+    budgets
+        Such as ``{"latency": "0.5x", "stored": "200kB", "error": "+1.0"}``; any subset.
+    evaluations
+        Candidates to screen.
+    out
+        Run directory; by default ``runs/`` with the network's or the configuration's name.
+    listener
+        Hears the progress; silent by default.
+    sections
+        Any further section of the configuration: ``space={...}``, ``search={...}``, ``recovery={...}``, ``seed=1``, ...
+
+    Returns
+    -------
+    Front
+        The final candidates, measured.
+
+    Raises
+    ------
+    InputError
+        Where something given is wrong.
+    WorkError
+        Where the work failed; what was recorded is kept, and the run can be resumed.
+    """
+    listener = listener or Silence()
+    if isinstance(model, str | Path):
+        config = load_config(Path(model))
+        if data is not None or budgets is not None or sections:
+            raise InputError(
+                "a configuration file says everything; leave out data, budgets and sections, or change the file"
+            )
+        if evaluations is not None:
+            config = make_config(config.model_dump(), (f"search.evaluations={evaluations}",))
+        return run_search(config, Path(out or Path("runs") / Path(model).stem), listener)
+    plain: dict[str, Any] = {"model": {"name": OWN_MODEL}, "budgets": dict(budgets or {}), **sections}
+    if evaluations is not None:
+        plain["search"] = {**plain.get("search", {}), "evaluations": evaluations}
+    if data is not None:
+        plain["data"] = {**plain.get("data", {}), "name": data if isinstance(data, str) else OWN_DATA}
+    config = make_config(plain)
+    given = Given(model, None if data is None or isinstance(data, str) else _dataset(data, config))
+    return run_search(config, Path(out or Path("runs") / type(model).__name__.lower()), listener, given)
+
+
+def resume(
+    directory: str | Path, *, model: nn.Module | None = None, data: object = None, listener: Listener | None = None
+) -> Front:
+    """Go on where a run stopped, whatever stopped it.
+
+    Parameters
+    ----------
+    directory
+        What ``search`` wrote to.
+    model, data
+        The same objects again, where the run was started with objects.
+
+    Raises
+    ------
+    RunDirectoryError
+        Where there is no run, or its network was an object and none is given.
+    """
+    run, config = find_run(Path(directory))
+    if (config.model.name == OWN_MODEL and model is None) or (config.data.name == OWN_DATA and data is None):
+        raise RunDirectoryError(
+            f"the run in {directory} was started from Python with objects; give them again:"
+            f" resume({str(directory)!r}, model=..., data=...)"
+        )
+    return run_search(
+        config, run.path, listener or Silence(), Given(model, None if data is None else _dataset(data, config))
+    )
+
+
+def open_front(directory: str | Path) -> Front:
+    """The front of a finished run."""
+    run, config = find_run(Path(directory))
+    return Front(run, config, FrontData.read(run.front), Given())
+
+
+def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
+    """Start or take up a run: what both interfaces do."""
+    given = given or Given()
+    run = open_run(out, config)
+    with Ledger(run.path) as ledger:
+        prepared = prepare(config, run, listener.say, given)
+        write_environment(run, prepared.threads, prepared.workers, config.seed)
+        note_layers(ledger, prepared.bench.graph)
+        try:
+            found = Search(config, run, prepared, ledger, listener)()
+        finally:
+            write_report(run, config, ledger)
+    return Front(run, config, found, given)
+
+
+@dataclass(frozen=True)
+class Front:
+    """The final candidates of a run, ordered by error.
+
+    Parameters
+    ----------
+    run, config, found
+        Where it lies, how it was made, its content.
+    given
+        Objects that the run was started with.
+    """
+
+    run: RunDirectory
+    config: Config
+    found: FrontData
+    given: Given
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return (Candidate(self, member) for member in self.found)
+
+    def __getitem__(self, index: int) -> Candidate:
+        return Candidate(self, self.found.members[index])
+
+    @property
+    def baseline(self) -> Mapping[str, Any]:
+        """The dense network's metrics."""
+        return self.found.baseline
+
+    def pick(self, choice: str = "knee") -> Candidate:
+        """A member by ``knee``, its id, or a condition such as ``stored_bytes<=50000``."""
+        return Candidate(self, self.found.pick(choice))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One member of a front.
+
+    Parameters
+    ----------
+    front
+        The front it stands in.
+    member
+        Its policy and metrics.
+    """
+
+    front: Front
+    member: Member
+
+    @property
+    def policy(self) -> Policy:
+        """What was done."""
+        return self.member.policy
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What was measured."""
+        return self.member.metrics
+
+    def export(self, path: str | Path, to: str | None = None) -> Path:
+        """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says."""
+        return export_member(self.front.run, self.front.found, self.member, Path(path), to)
+
+    def model(self) -> nn.Module:
+        """A plain ``nn.Module`` with the compressed weights, as the ``.press`` file holds them (inputs in float32)."""
+        dense, data = self._dense()
+        content = self.front.run.artefact(self.member.id, "model.press")
+        if not content.is_file():
+            raise WorkError(f"{content} is missing; 'paretopress resume {self.front.run.path}' makes it again")
+        example = data.preprocess(data.calibration.images[:1])
+        graph = ModelGraph.trace(dense, example)
+        return restore(make_plan(self.member.policy, graph), graph, dense, decode(content.read_bytes()).tensors)
+
+    def _dense(self) -> tuple[nn.Module, DataSet]:
+        given, config = self.front.given, self.front.config
+        if (given.model is None and config.model.name == OWN_MODEL) or (
+            given.data is None and config.data.name == OWN_DATA
+        ):
+            raise RunDirectoryError(
+                "the run was started from Python with objects; use the front that search() returned"
+            )
+        data = given.data or read_data(config, lambda _: None)
+        return given.model or dense_network(config, data, self.front.run, lambda _: None), data
+
+
+def _dataset(data: object, config: Config) -> DataSet:
+    section = config.data
+    return as_dataset(
+        data,
+        sizes=SplitSizes(section.validation, section.calibration, section.test),
+        seed=config.seed,
+        image_size=None if section.image_size is None else (section.image_size, section.image_size),
+        mean=section.mean if section.mean is None else np.array(section.mean),
+        std=section.std if section.std is None else np.array(section.std),
+        limit=section.limit,
+    )

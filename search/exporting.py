@@ -1,0 +1,100 @@
+"""From a front's member to a file or bundle that ships, and from a policy to a network of the same shape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import __version__
+from ..evaluators.candidate import Candidate
+from ..policies.errors import InputError, WorkError
+from ..policies.files import write_bytes, write_text
+from .config import load_config
+from .front import FrontData, Member
+from .rundir import RunDirectory, read_json, sha256
+
+TARGETS = ("onnx", "press", "bundle")
+_BY_ENDING = {".onnx": "onnx", ".press": "press", "": "bundle"}
+
+
+def export_member(run: RunDirectory, found: FrontData, member: Member, path: Path, to: str | None) -> Path:
+    """Write a member's file, or a bundle of both with policy, configuration and report card.
+
+    Raises
+    ------
+    InputError
+        Where the target is unknown.
+    WorkError
+        Where the run's file is missing or is not the one that was measured.
+    """
+    target = to or _BY_ENDING.get(path.suffix, "")
+    if target not in TARGETS:
+        raise InputError(f"expected --to {', '.join(TARGETS)}; got '{to or path.suffix}'")
+    if target == "bundle":
+        return _write_bundle(run, found, member, path)
+    write_bytes(path, _measured_file(run, member, f"model.{target}"))
+    return path
+
+
+def write_candidate(candidate: Candidate, path: Path) -> Path:
+    """Write a candidate's ONNX or stored form, by the path's ending."""
+    check_ending(path)
+    write_bytes(path, candidate.onnx if path.suffix == ".onnx" else candidate.press)
+    return path
+
+
+def check_ending(path: Path) -> None:
+    """Raise ``InputError`` where a path ends neither in ``.onnx`` nor in ``.press``."""
+    if path.suffix not in (".onnx", ".press"):
+        raise InputError(f"--out: expected a path that ends in .onnx or .press, got '{path.name}'")
+
+
+def _write_bundle(run: RunDirectory, found: FrontData, member: Member, path: Path) -> Path:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--out: {path} exists; a bundle is a directory of its own, choose another")
+    files = {name: _measured_file(run, member, name) for name in ("model.onnx", "model.press")}
+    files["reference.onnx"] = run.reference.read_bytes()
+    for name, content in files.items():
+        write_bytes(path / name, content)
+    write_text(path / "policy.yaml", member.policy.to_yaml())
+    write_text(path / "config.yaml", _portable_config(run))
+    card = report_card(run, found, member, files)
+    write_text(path / "card.json", json.dumps(card, indent=2) + "\n")
+    return path
+
+
+def report_card(run: RunDirectory, found: FrontData, member: Member, files: dict[str, bytes]) -> dict[str, Any]:
+    """What a bundle says of itself; ``verify`` measures it again."""
+    return {
+        "format": 1,
+        "paretopress": __version__,
+        "id": member.id,
+        "metrics": dict(member.metrics),
+        "baseline": dict(found.baseline),
+        "budgets": dict(found.budgets),
+        "feasible": member.feasible,
+        "sha256": {name: sha256(content) for name, content in files.items()},
+        "environment": read_json(run.environment),
+    }
+
+
+def _portable_config(run: RunDirectory) -> str:
+    """The configuration as the run resolved it."""
+    plain = load_config(run.config).model_dump(mode="json")
+    return yaml.safe_dump(plain, sort_keys=False, width=120)
+
+
+def _measured_file(run: RunDirectory, member: Member, name: str) -> bytes:
+    path = run.artefact(member.id, name)
+    if not path.is_file():
+        raise WorkError(f"{path} is missing; 'paretopress resume {run.path}' makes it again")
+    content = path.read_bytes()
+    size = member.metrics["onnx_bytes" if name.endswith(".onnx") else "stored_bytes"]
+    if len(content) != size:
+        raise WorkError(
+            f"{path} has {len(content)} bytes, {size} were measured; 'paretopress resume {run.path}' makes it again"
+        )
+    return content

@@ -1,0 +1,205 @@
+"""The front: final candidates with their measured metrics, and how one of them is picked."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..policies.errors import InputError, RunDirectoryError
+from ..policies.files import write_text
+from ..policies.policy import Policy
+from .budgets import Limit
+from .pareto import knee
+from .rundir import read_json
+
+LOGARITHMIC = (
+    "stored_bytes",
+    "onnx_bytes",
+    "latency_ratio",
+    "latency_ms",
+    "macs",
+    "params",
+    "peak_memory_bytes",
+    "energy_uj_estimate",
+)
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_CONDITION = re.compile(r"^\s*(\w+)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*$")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A final candidate.
+
+    Parameters
+    ----------
+    id
+        First digits of the policy's digest.
+    policy
+        What was done.
+    feasible
+        Whether the measured metrics keep every budget.
+    metrics
+        Measured on the exported file; ``error_pct`` on the test split.
+    misses
+        Metric -> how far above its bound, as a share of it.
+    rung
+        Where it was measured.
+    """
+
+    id: str
+    policy: Policy
+    feasible: bool
+    metrics: Mapping[str, Any]
+    misses: Mapping[str, float] = field(default_factory=dict)
+    rung: str = "final"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "policy": self.policy.as_dict(),
+            "feasible": self.feasible,
+            "rung": self.rung,
+            "misses": dict(self.misses),
+            "metrics": dict(self.metrics),
+        }
+
+
+@dataclass(frozen=True)
+class FrontData:
+    """The content of ``front.json``.
+
+    Parameters
+    ----------
+    baseline
+        The dense network's metrics.
+    budgets
+        Metric -> bound, in absolute numbers.
+    objectives
+        Metrics that were minimised.
+    members
+        Ordered by error.
+    """
+
+    baseline: Mapping[str, Any]
+    budgets: Mapping[str, float]
+    objectives: Sequence[str]
+    members: tuple[Member, ...]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)
+
+    @property
+    def knee(self) -> Member | None:
+        """The best compromise: nearest to the ideal point on scaled (sizes and times: logarithmic) objectives."""
+        candidates = [m for m in self.members if m.feasible] or list(self.members)
+        if not candidates:
+            return None
+        return candidates[knee(scaled_values([m.metrics for m in candidates], self.objectives))]
+
+    def pick(self, choice: str) -> Member:
+        """A member by ``knee``, by id, or the best that keeps a condition such as ``stored_bytes<=50000``.
+
+        Of those that keep a condition, the one of least error is taken (of least size where the condition is on error).
+
+        Raises
+        ------
+        InputError
+            Where nothing fits.
+        """
+        if not self.members:
+            raise InputError("the front is empty: nothing to pick; see the report for why")
+        if choice == "knee":
+            assert self.knee is not None
+            return self.knee
+        match = _CONDITION.match(choice)
+        if match is None:
+            return self._by_id(choice)
+        metric, sign, number = match.groups()
+        known = [name for name, value in self.members[0].metrics.items() if isinstance(value, int | float)]
+        if metric not in known:
+            raise InputError(f"--pick: unknown metric '{metric}'; known: {', '.join(known)}")
+        fitting = [m for m in self.members if _OPERATORS[sign](m.metrics[metric], _number(number))]
+        if not fitting:
+            values = sorted(m.metrics[metric] for m in self.members)
+            raise InputError(f"no member has {choice}; the front reaches from {values[0]:g} to {values[-1]:g}")
+        order = ("stored_bytes", "error_pct") if metric == "error_pct" else ("error_pct", "stored_bytes")
+        return min(fitting, key=lambda m: (not m.feasible, *(m.metrics[name] for name in order)))
+
+    def _by_id(self, choice: str) -> Member:
+        found = [m for m in self.members if m.id.startswith(choice)]
+        if len(found) == 1:
+            return found[0]
+        ids = ", ".join(m.id for m in self.members)
+        raise InputError(
+            f"--pick: expected knee, an id or a condition such as 'stored_bytes<=50000'; got '{choice}'. Ids: {ids}"
+        )
+
+    def write(self, path: Path) -> None:
+        """Write ``front.json``."""
+        best = self.knee
+        content = {
+            "baseline": dict(self.baseline),
+            "budgets": dict(self.budgets),
+            "objectives": list(self.objectives),
+            "knee": None if best is None else best.id,
+            "front": [member.as_dict() for member in self.members],
+        }
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> FrontData:
+        """Read ``front.json``.
+
+        Raises
+        ------
+        RunDirectoryError
+            Where it is missing or damaged.
+        """
+        content = read_json(path)
+        try:
+            members = tuple(
+                Member(e["id"], Policy.from_dict(e["policy"]), e["feasible"], e["metrics"], e["misses"], e["rung"])
+                for e in content["front"]
+            )
+            return cls(content["baseline"], content["budgets"], tuple(content["objectives"]), members)
+        except (KeyError, TypeError) as error:
+            raise RunDirectoryError(
+                f"{path} is no front of this release: {error!r} is missing; resume the run"
+            ) from error
+
+
+def scaled_values(metrics: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> np.ndarray:
+    """(n, m) objectives, sizes and times as logarithms so that a halving counts the same everywhere."""
+    rows = [[float(m[name]) for name in objectives] for m in metrics]
+    values = np.array(rows, dtype=float).reshape(len(metrics), len(objectives))
+    for column, name in enumerate(objectives):
+        if name in LOGARITHMIC:
+            values[:, column] = np.log(np.maximum(values[:, column], 1e-12))
+    return values
+
+
+def violations(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str, float]:
+    """Metric -> share above its bound, for the bounds that are passed."""
+    return {limit.metric: v for limit in limits if (v := limit.violation(metrics)) > 0}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--pick: '{text}' is no number") from None

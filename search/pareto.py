@@ -1,0 +1,95 @@
+"""Dominance, fronts, crowding, hypervolume and the knee. Pure; every objective is minimised.
+
+Symbols: ``n`` points, ``m`` objectives; ``values`` (n, m) float; ``violations`` (n,) float, 0 where every limit is kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def dominates(values: np.ndarray, violations: np.ndarray) -> np.ndarray:
+    """(n, n) bool: row dominates column, by constrained dominance (Deb 2002, section VI).
+
+    A point that keeps the limits dominates one that does not; of two that do not, the smaller violation wins; of two that
+    do, the one that is nowhere worse and somewhere better.
+    """
+    feasible = violations <= 0
+    no_worse = (values[:, None, :] <= values[None, :, :]).all(-1)
+    better = (values[:, None, :] < values[None, :, :]).any(-1)
+    both = feasible[:, None] & feasible[None, :]
+    less = ~feasible[None, :] & (violations[:, None] < violations[None, :])
+    equal = ~feasible[:, None] & ~feasible[None, :] & (violations[:, None] == violations[None, :])
+    return ((both | equal) & no_worse & better) | less
+
+
+def ranks(values: np.ndarray, violations: np.ndarray) -> np.ndarray:
+    """(n,) int: 0 for points that nothing dominates, 1 for those that only these dominate, and so on."""
+    above = dominates(values, violations)
+    out = np.full(len(values), -1)
+    rank = 0
+    while (out < 0).any():
+        left = out < 0
+        now = left & ~(above & left[:, None]).any(0)
+        out[now] = rank
+        rank += 1
+    return out
+
+
+def front(values: np.ndarray, violations: np.ndarray) -> np.ndarray:
+    """Indices of the points of rank 0, ordered by the first objective."""
+    if len(values) == 0:
+        return np.zeros(0, int)
+    indices = np.flatnonzero(ranks(values, violations) == 0)
+    return indices[np.lexsort(values[indices].T[::-1])]
+
+
+def crowding(values: np.ndarray) -> np.ndarray:
+    """(n,) crowding distance (Deb 2002, section III-B), objectives scaled by their range; ends are infinite."""
+    n, m = values.shape
+    distance = np.zeros(n)
+    for j in range(m):
+        order = np.argsort(values[:, j], kind="stable")
+        column = values[order, j]
+        span = max(column[-1] - column[0], 1e-12)
+        distance[order[[0, -1]]] = np.inf
+        distance[order[1:-1]] += (column[2:] - column[:-2]) / span
+    return distance
+
+
+def select(values: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most ``count`` points, by rank; within the last rank the most crowded is left out, one at a time."""
+    order = ranks(values, violations)
+    chosen: list[int] = []
+    for rank in range(order.max(initial=-1) + 1):
+        members = np.flatnonzero(order == rank)
+        members = members[np.sort(np.unique(values[members], axis=0, return_index=True)[1])]
+        while len(chosen) + len(members) > count:
+            members = np.delete(members, int(np.argmin(crowding(values[members]))))
+        chosen.extend(members.tolist())
+        if len(chosen) >= count:
+            break
+    return np.array(chosen, int)
+
+
+def knee(values: np.ndarray) -> int:
+    """Index of the point nearest to the ideal one once every objective is scaled to [0, 1] over the points given."""
+    low, high = values.min(0), values.max(0)
+    scaled = (values - low) / np.maximum(high - low, 1e-12)
+    return int(np.argmin(np.linalg.norm(scaled, axis=1)))
+
+
+def hypervolume(values: np.ndarray, reference: np.ndarray) -> float:
+    """Volume that the points dominate below the reference point (m,), by slicing along the last objective."""
+    inside = values[(values < reference).all(1)]
+    if len(inside) == 0:
+        return 0.0
+    if values.shape[1] == 1:
+        return float(reference[0] - inside.min())
+    order = inside[np.argsort(inside[:, -1], kind="stable")]
+    edges = np.append(order[:, -1], reference[-1])
+    volume = 0.0
+    for i in range(len(order)):
+        if edges[i + 1] > edges[i]:
+            volume += (edges[i + 1] - edges[i]) * hypervolume(order[: i + 1, :-1], reference[:-1])
+    return volume

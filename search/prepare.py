@@ -1,0 +1,269 @@
+"""From a configuration to all that a search needs: data, the dense network, its graph, the space and the baseline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..evaluators.candidate import Settings, Workbench, dense_counts, file_error, file_logits
+from ..evaluators.data import DataSet, Pictures, SplitSizes
+from ..evaluators.latency import LatencyProbe
+from ..evaluators.models import build_model, load_weights
+from ..evaluators.sources import load_data
+from ..evaluators.training.loop import train
+from ..policies.coding.press import encode
+from ..policies.coding.tensors import DenseTensor
+from ..policies.errors import ConfigError, ModelError
+from ..policies.export.onnx import export_onnx
+from ..policies.files import write_atomically, write_bytes
+from ..policies.graph import ModelGraph
+from ..spaces.layerwise import LayerwiseSpace, Menu, make_units
+from .config import Config, SpaceConfig
+from .rundir import RunDirectory
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller of the Python interface hands over instead of names.
+
+    Parameters
+    ----------
+    model
+        A trained network, or ``None``: the configuration's.
+    data
+        A data set, or ``None``: the configuration's.
+    """
+
+    model: nn.Module | None = None
+    data: DataSet | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that does not change during a run.
+
+    Parameters
+    ----------
+    bench
+        What workers get.
+    data
+        All four splits; under ``quality: agreement`` the labels are the dense network's predictions.
+    space
+        Policies that may be tried.
+    context_hash
+        Digest of data, dense weights and settings: the part of an evaluation's identity that is not its policy.
+    workers, threads
+        Of the pool.
+    """
+
+    bench: Workbench
+    data: DataSet
+    space: LayerwiseSpace
+    context_hash: str
+    workers: int
+    threads: int
+
+    @property
+    def example(self) -> Tensor:
+        """(1, C, H, W)."""
+        return self.data.preprocess(self.data.calibration.images[:1])
+
+
+def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = None) -> Prepared:
+    """Load, train where a recipe says so, trace and export the dense network.
+
+    Raises
+    ------
+    InputError
+        Where data, network, weights or space do not fit together.
+    """
+    given = given or Given()
+    workers, threads = _workers(config)
+    torch.set_num_threads(os.cpu_count() or 1)
+    data = given.data or read_data(config, say)
+    model = given.model if given.model is not None else dense_network(config, data, run, say)
+    model = model.eval()
+    _check_outputs(model, data)
+    example = data.preprocess(data.calibration.images[:1])
+    graph = ModelGraph.trace(model, example)
+    reference = export_onnx(model, example, calibration=None)
+    write_bytes(run.reference, reference)
+    torch.set_num_threads(max(1, threads))
+    if config.quality == "agreement":
+        say("labelling the pictures by the dense network's predictions (quality: agreement)")
+        data = labelled_by(reference, data, os.cpu_count() or 1)
+    settings = _settings(config)
+    bench = Workbench(model, graph, data.without_test(), reference, settings, threads)
+    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}".encode()).hexdigest()
+    return Prepared(bench, data, make_space(config.space, graph), context, workers, threads)
+
+
+def read_data(config: Config, say: Say) -> DataSet:
+    """The configuration's data set in its four splits."""
+    section = config.data
+    return load_data(
+        section.name,
+        directory=None if section.directory is None else Path(section.directory).expanduser(),
+        sizes=SplitSizes(section.validation, section.calibration, section.test),
+        seed=config.seed,
+        image_size=None if section.image_size is None else (section.image_size, section.image_size),
+        mean=section.mean,
+        std=section.std,
+        limit=section.limit,
+        report=say,
+    )
+
+
+def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) -> nn.Module:
+    """The trained network: weights from a file, from an earlier start of this run, or by the recipe."""
+    section = config.model
+    model = empty_network(config, data)
+    if section.weights is not None:
+        load_weights(model, section.weights)
+    elif run.weights.is_file():
+        load_weights(model, str(run.weights))
+    elif section.train is not None:
+        recipe = section.train.recipe()
+        say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
+        checkpoint = run.path / "training.safetensors"
+        train(
+            model,
+            data,
+            recipe,
+            seed=config.seed,
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
+        )
+        save_network(model, run.weights)
+        checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def empty_network(config: Config, data: DataSet) -> nn.Module:
+    """The network of the configuration, untrained."""
+    section = config.model
+    known = section.num_classes or (None if config.quality == "agreement" else data.num_classes)
+    channels = data.input_shape[0] if data.input_shape[0] != 3 else None
+    return build_model(section.name, num_classes=known, in_channels=channels, seed=config.seed, **section.arguments)
+
+
+def save_network(model: nn.Module, path: Path) -> None:
+    """Write the weights as safetensors."""
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
+    """The space of a configuration on a network.
+
+    Raises
+    ------
+    ConfigError
+        Where no knob is left.
+    """
+    units = make_units(graph, section.tie, section.skip)
+    menus = {unit: _menu(section, names) for unit, names in units.items()}
+    space = LayerwiseSpace(graph, units, menus, section.multiple, section.factorize)
+    if not space.menu():
+        raise ConfigError(
+            "space: every menu has one option or none fits a layer; give sparsity, precision, rank or channels two or more"
+        )
+    return space
+
+
+def labelled_by(reference: bytes, data: DataSet, threads: int) -> DataSet:
+    """The same pictures, each labelled with the class that the dense network predicts."""
+
+    def relabel(part: Pictures) -> Pictures:
+        return Pictures(part.images, file_logits(reference, data, part, threads).argmax(1).astype(np.int64))
+
+    validation = relabel(data.validation)
+    test = None if data.test is None else relabel(data.test)
+    classes = int(file_logits(reference, data, data.validation.take(slice(0, 1)), threads).shape[1])
+    return DataSet(data.name, classes, data.train, data.calibration, validation, test, data.preprocess)
+
+
+def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
+    """The dense network's metrics; its test error is the one reading of the test split that it gets."""
+    bench, data = prepared.bench, prepared.data
+    assert data.test is not None
+    cores = os.cpu_count() or 1
+    state = bench.model.state_dict().items()
+    tensors = {n: DenseTensor(v.detach().cpu().numpy()) for n, v in state if not n.endswith("num_batches_tracked")}
+    probe = LatencyProbe(bench.reference, prepared.example.numpy(), config.latency.threads)
+    latency = probe.measure(bench.reference, pairs=config.latency.pairs, seed=config.seed)
+    return {
+        "error_pct": file_error(bench.reference, data, data.test, cores),
+        "validation_error_pct": file_error(bench.reference, data, data.validation, cores),
+        "stored_bytes": len(encode(tensors, {})),
+        "onnx_bytes": len(bench.reference),
+        "latency_ratio": 1.0,
+        "latency_ms": latency.reference_ms,
+        **dense_counts(bench.model, prepared.example, len(bench.reference)),
+    }
+
+
+def _menu(section: SpaceConfig, names: tuple[str, ...]) -> Menu:
+    options = {knob: getattr(section, knob) for knob in ("sparsity", "precision", "rank", "channels")}
+    for rule in section.rules:
+        if any(fnmatchcase(name, rule.layers) for name in names):
+            options |= {knob: value for knob in options if (value := getattr(rule, knob)) is not None}
+    return Menu(**options)
+
+
+def _settings(config: Config) -> Settings:
+    return Settings(
+        quality=config.quality,
+        screen_pictures=config.search.screen_pictures,
+        screen_seconds=config.latency.screen_seconds,
+        latency_threads=config.latency.threads,
+        recovery=config.recovery.recipe(),
+        temperature=config.recovery.temperature,
+        # Without true labels the dense network is the only one to learn from.
+        teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,
+        seed=config.seed,
+    )
+
+
+def _workers(config: Config) -> tuple[int, int]:
+    cores = os.cpu_count() or 1
+    workers = 1 if config.pool.kind == "in-process" else (config.pool.workers or cores)
+    return workers, max(1, cores // workers)
+
+
+def _check_outputs(model: nn.Module, data: DataSet) -> None:
+    x = data.preprocess(data.calibration.images[:1])
+    try:
+        with torch.no_grad():
+            outputs = model(x)
+    except Exception as error:
+        raise ModelError(
+            f"the network fails on pictures of shape {tuple(x.shape)}: {error}; check data.image_size and the channels"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ModelError(f"expected a classifier that gives logits (N, classes); the network gives {came}")
+    highest = int(data.train.labels.max(initial=0))
+    if outputs.shape[1] <= highest:
+        raise ModelError(
+            f"the network has {outputs.shape[1]} outputs but the data has the label {highest}; set model.num_classes"
+        )
+
+
+def _weights_digest(model: nn.Module) -> str:
+    sha = hashlib.sha256(json.dumps(sorted(model.state_dict())).encode())
+    for value in model.state_dict().values():
+        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,105 @@
+"""A policy layer by layer, as aligned bars. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...policies.techniques.prune_channels import PruneChannels
+from .data import Record, ReportData
+from .text import share_text, steps_text
+
+FLOAT_BITS, WIDEST_CODE = 32, 8
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share in [0, 1] with its label; ``touched`` is false where the policy leaves this as it was."""
+
+    label: str
+    share: float
+    touched: bool = True
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer under one policy; a bar is ``None`` where the technique does not act on it."""
+
+    name: str
+    shape: str
+    weights: Bar
+    what: str
+    sparsity: Bar | None
+    bits: Bar
+    rank: Bar | None
+    channels: Bar | None
+
+
+def layer_rows(data: ReportData, policy: Mapping[str, Any]) -> list[LayerRow]:
+    """A row for each layer of the network, in its order, and for layers that only the policy names."""
+    total = max(1, sum(int(layer["weights"]) for layer in data.layers))
+    given = policy.get("layers") or {}
+    known = {str(layer["name"]) for layer in data.layers}
+    unknown = [{"name": name, "kind": "", "weights": 0, "shape": []} for name in given if name not in known]
+    return [_row(layer, given.get(layer["name"]) or [], total) for layer in (*data.layers, *unknown)]
+
+
+def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> LayerRow:
+    done = {name: dict(given or {}) for step in steps for name, given in step.items()}
+    shape, weights = list(layer["shape"]), int(layer["weights"])
+    return LayerRow(
+        name=str(layer["name"]),
+        shape=" ".join([str(layer["kind"]), "×".join(map(str, shape))]).strip(),
+        weights=Bar(f"{weights:,}", weights / total) if shape else Bar("not known", 0.0, False),
+        what=steps_text(steps) or "untouched",
+        sparsity=_sparsity(done.get("prune_magnitude")),
+        bits=_bits(done.get("quantize"), done.get("share")),
+        rank=_rank(done, shape),
+        channels=_channels(done.get("prune_channels"), shape),
+    )
+
+
+def _sparsity(given: Mapping[str, Any] | None) -> Bar | None:
+    return None if given is None else Bar(share_text(given["sparsity"]), given["sparsity"])
+
+
+def _bits(quantize: Mapping[str, Any] | None, share: Mapping[str, Any] | None) -> Bar:
+    if quantize is not None:
+        inputs = ", int8 inputs" if quantize.get("activations") == "int8" else ""
+        # The default of the technique's own constructor.
+        bits = quantize.get("bits", 8)
+        return Bar(f"{bits} bit{inputs}", min(1.0, bits / WIDEST_CODE))
+    if share is not None:
+        bits = math.log2(max(2, share["clusters"]))
+        return Bar(f"{share['clusters']} values ({bits:.3g} bit)", min(1.0, bits / WIDEST_CODE))
+    return Bar(f"{FLOAT_BITS} bit float", 1.0, False)
+
+
+def _rank(done: Mapping[str, Mapping[str, Any]], shape: Sequence[int]) -> Bar | None:
+    """Rank against the dense layer's full rank; for Tucker-2 the core against the dense kernel."""
+    if (given := done.get("tucker2")) is not None:
+        label = f"{given['rank_in']} in, {given['rank_out']} out"
+        full = shape[0] * shape[1] if len(shape) == 4 else 0
+        return _bar(label, given["rank_in"] * given["rank_out"], full)
+    if (given := done.get("svd_spatial")) is not None:
+        full = min(shape[1] * shape[2], shape[0] * shape[3]) if len(shape) == 4 else 0
+    elif (given := done.get("svd")) is not None:
+        full = min(shape) if shape else 0
+    else:
+        return None
+    return _bar(f"{given['rank']} of {full}" if full else str(given["rank"]), given["rank"], full)
+
+
+def _bar(label: str, part: float, full: float) -> Bar:
+    return Bar(label, min(1.0, part / full)) if full else Bar(label, 0.0)
+
+
+def _channels(given: Mapping[str, Any] | None, shape: Sequence[int]) -> Bar | None:
+    if given is None:
+        return None
+    if not shape:
+        return Bar(f"−{share_text(given['sparsity'])}", 1 - given["sparsity"])
+    kept = PruneChannels(**given).keep(shape[0])
+    return Bar(f"{kept} of {shape[0]}", kept / shape[0])

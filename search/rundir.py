@@ -1,0 +1,190 @@
+"""The run directory: where everything of a run lies, and whether it belongs to the configuration at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from ..policies.errors import RunDirectoryError
+from ..policies.files import write_text
+from .config import Config, load_config
+
+VERSIONED = (
+    "paretopress",
+    "torch",
+    "torchvision",
+    "timm",
+    "torch-pruning",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "ray",
+    "constriction",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run.
+
+    Parameters
+    ----------
+    path
+        The directory itself.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def front(self) -> Path:
+        return self.path / "front.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def weights(self) -> Path:
+        """The dense network's weights, where the run trained them."""
+        return self.path / "dense.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """The dense network as ONNX."""
+        return self.path / "reference.onnx"
+
+    @property
+    def journal(self) -> Path:
+        """The study for ``optuna-dashboard``."""
+        return self.path / "optuna-journal.log"
+
+    def policy(self, identity: str) -> Path:
+        return self.path / "policies" / f"{identity}.yaml"
+
+    def artefact(self, identity: str, name: str) -> Path:
+        return self.path / "artefacts" / identity / name
+
+
+def open_run(path: Path, config: Config) -> RunDirectory:
+    """Make the directory, or take up the run that lies there.
+
+    Raises
+    ------
+    RunDirectoryError
+        Where it belongs to another configuration, holds something else, or cannot be made.
+    """
+    run = RunDirectory(path)
+    if run.config.is_file():
+        differing = _differing(config.model_dump(mode="json"), yaml.safe_load(run.config.read_text(encoding="utf-8")))
+        if differing:
+            raise RunDirectoryError(
+                f"{path} holds a run of another configuration; differing: {', '.join(differing[:8])}."
+                " Choose another --out, or go on with it as it was by 'paretopress resume'"
+            )
+        return run
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunDirectoryError(
+            f"{path} exists and holds no run; expected a new or empty directory. Choose another --out"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot make {path}: {error.strerror}; choose another --out") from error
+    write_text(run.config, config.to_yaml())
+    return run
+
+
+def find_run(path: Path) -> tuple[RunDirectory, Config]:
+    """The run that lies in a directory, with its configuration.
+
+    Raises
+    ------
+    RunDirectoryError
+        Where there is none.
+    """
+    run = RunDirectory(path)
+    if not run.config.is_file():
+        raise RunDirectoryError(
+            f"{path} is no run directory: expected {run.config.name} in it; give what 'search --out' made"
+        )
+    return run, load_config(run.config)
+
+
+def write_environment(run: RunDirectory, threads: int, workers: int, seed: int) -> dict[str, Any]:
+    """Record versions, machine, threads and seeds in ``environment.json``."""
+    environment = {
+        "versions": {name: _version(name) for name in VERSIONED},
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+        "workers": workers,
+        "threads_per_worker": threads,
+        "seed": seed,
+    }
+    write_text(run.environment, json.dumps(environment, indent=2) + "\n")
+    return environment
+
+
+def read_json(path: Path) -> Any:
+    """JSON of one of our files.
+
+    Raises
+    ------
+    RunDirectoryError
+        Where the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"cannot read {path}: {error}; 'paretopress resume' writes it again") from error
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _differing(new: Any, old: Any, path: str = "") -> list[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        keys = sorted(set(new) | set(old))
+        return [
+            line for key in keys for line in _differing(new.get(key), old.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if new == old else [path]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

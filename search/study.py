@@ -1,0 +1,144 @@
+"""The Optuna study: a view of the ledger, rebuilt from it at every start.
+
+Trials are asked for in batches and told in the order of their numbers, and each batch has a sampler with a seed of its
+own, so the same answers give the same questions whether or not the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from ..policies.policy import Policy
+from ..spaces.base import Space
+from .records import TrialRecord
+from .samplers import make_sampler
+
+STUDY_NAME = "paretopress"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Parameters
+    ----------
+    values
+        One for each objective; ``None`` where the candidate failed.
+    constraints
+        Name -> violation, kept where 0 or less.
+    note
+        Why it failed.
+    """
+
+    values: tuple[float, ...] | None
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question: the trial's number, its choices and their policy."""
+
+    number: int
+    origin: str
+    choices: dict[str, int]
+    policy: Policy
+    attributes: dict[str, Any]
+
+
+class Study:
+    """Asks a sampler for policies.
+
+    Every batch is asked of a fresh study made from the answered trials alone, so a resumed run goes on exactly as the
+    uninterrupted one would have.
+
+    Parameters
+    ----------
+    space
+        The policies that may be tried.
+    objectives
+        Metric names, all minimised.
+    sampler, seed, evaluations
+        See ``make_sampler``; the seed is the run's.
+    """
+
+    def __init__(self, space: Space, objectives: Sequence[str], sampler: str, seed: int, evaluations: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space, self._name, self._seed, self._evaluations = space, sampler, seed, evaluations
+        self._objectives = tuple(objectives)
+        self._answered: list[FrozenTrial] = []
+        self._distributions: dict[str, BaseDistribution] = {
+            knob: IntDistribution(0, len(options) - 1) for knob, options in space.menu().items()
+        }
+
+    def ask(self, fixed: Sequence[Mapping[str, int]], count: int) -> list[Asked]:
+        """The fixed choices first (uniform policies), then the sampler's, ``count`` in all."""
+        study = self._create(optuna.storages.InMemoryStorage())
+        study.add_trials(self._answered)
+        seed = int(np.random.SeedSequence([self._seed, len(self._answered)]).generate_state(1)[0])
+        study.sampler = make_sampler(self._name, seed, self._evaluations)
+        for choices in fixed[:count]:
+            study.enqueue_trial(dict(choices))
+        asked = []
+        for position in range(count):
+            trial = study.ask()
+            policy = self._space.suggest(trial)
+            origin = "uniform" if position < len(fixed) else self._name
+            noted = study.get_trials(deepcopy=False)[trial.number].system_attrs
+            attributes = {name: value for name, value in noted.items() if _is_plain(value)}
+            asked.append(Asked(trial.number, origin, dict(trial.params), policy, attributes))
+        return asked
+
+    def tell(self, record: TrialRecord, outcome: Outcome) -> None:
+        """Add an answered trial; they come in the order of their numbers."""
+        assert record.number == len(self._answered), "trials are told in the order of their numbers"
+        self._answered.append(self._frozen(record, outcome))
+
+    def write_journal(self, path: Path) -> None:
+        """Write the whole study where ``optuna-dashboard`` opens it, in place of what stood there."""
+        path.unlink(missing_ok=True)
+        self._create(JournalStorage(JournalFileBackend(str(path)))).add_trials(self._answered)
+
+    def _create(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=STUDY_NAME,
+            directions=["minimize"] * len(self._objectives),
+            sampler=make_sampler("random", 0, 1),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(self._objectives))
+        return study
+
+    def _frozen(self, record: TrialRecord, outcome: Outcome) -> FrozenTrial:
+        state = TrialState.FAIL if outcome.values is None else TrialState.COMPLETE
+        return create_trial(
+            state=state,
+            values=None if outcome.values is None else list(outcome.values),
+            params=dict(record.choices),
+            distributions={name: self._distributions[name] for name in record.choices},
+            system_attrs=dict(record.attributes),
+            user_attrs={"failure": outcome.note} if outcome.note else {},
+            constraints=dict(outcome.constraints) or None,
+        )
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True

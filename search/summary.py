@@ -1,0 +1,117 @@
+"""From what a run recorded to its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..policies.files import write_text
+from ..policies.graph import ModelGraph
+from .config import Config
+from .front import FrontData
+from .intervals import with_intervals
+from .ledger import Evaluation, Ledger
+from .report import ReportData, render
+from .rundir import RunDirectory, read_json
+
+
+def note_layers(ledger: Ledger, graph: ModelGraph) -> None:
+    """Record the network's layers, so that a report needs the ledger only."""
+    layers = [
+        {"name": info.name, "kind": info.kind, "weights": info.weights, "shape": list(info.weight_shape)}
+        for info in graph.layers.values()
+    ]
+    ledger.set_meta("layers", json.dumps(layers))
+
+
+def write_report(run: RunDirectory, config: Config, ledger: Ledger, directory: str | None = None) -> None:
+    """Write ``report.html`` from the ledger and, where the run is finished, its front.
+
+    Parameters
+    ----------
+    directory
+        The run directory as commands in the report name it.
+    """
+    write_text(run.report, render(report_data(run, config, ledger, directory or str(run.path))))
+
+
+def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: str) -> ReportData:
+    """Everything the report shows."""
+    found = FrontData.read(run.front) if run.front.is_file() else None
+    rows = ledger.rows()
+    dense = next((row for row in rows if row.origin == "dense" and row.state == "done"), None)
+    baseline = with_intervals(dense.values) if dense is not None else {}
+    knee = found.knee if found is not None else None
+    front = [] if found is None else [{**m.as_dict(), "knee": knee is not None and m.id == knee.id} for m in found]
+    feasible = {entry["id"]: entry["feasible"] for entry in front}
+    return ReportData(
+        run=run.path.resolve().name,
+        directory=directory,
+        config=config.model_dump(mode="json"),
+        environment=read_json(run.environment) if run.environment.is_file() else {},
+        baseline=baseline,
+        quality=config.quality,
+        limits=_limits(config, baseline),
+        front=front,
+        history=[_history(number, row, feasible) for number, row in enumerate(r for r in rows if r.origin != "dense")],
+        layers=json.loads(ledger.meta("layers") or "[]"),
+        methods=methods(config),
+        seconds_total=_seconds(rows),
+    )
+
+
+def methods(config: Config) -> dict[str, str]:
+    """How each metric was measured, in a sentence."""
+    wrong = "wrong labels" if config.quality == "error" else "disagreement with the dense network's predictions"
+    threads = config.latency.threads
+    return {
+        "error_pct": f"Share of {wrong} of the exported ONNX file in ONNX Runtime on the whole test split, read once for"
+        " each final candidate; 95 % Wilson interval. Screening uses validation pictures, before recovery.",
+        "stored_bytes": "Length of the .press file, header, codebooks and indices counted.",
+        "onnx_bytes": "Length of the exported ONNX file.",
+        "latency_ratio": f"ONNX Runtime, batch 1, {threads} thread(s), against the dense network's file, runs interleaved"
+        f" on one machine; {config.latency.pairs} pairs for final candidates with nothing else running; 95 % bootstrap"
+        " interval.",
+        "latency_ms": "The ratio times the dense network's own time in the same session.",
+        "macs": "Multiply-accumulates of one picture, counted operation by operation on the compressed network.",
+        "params": "Parameters that are not zero.",
+        "peak_memory_bytes": "Largest sum of activations alive at one time at batch 1 in float32, in PyTorch's order of"
+        " operations.",
+        "energy_uj_estimate": "Estimate from a table of operation energies at 45 nm: operations, weights once from DRAM,"
+        " activations in SRAM.",
+    }
+
+
+def _limits(config: Config, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not baseline:
+        return []
+    limits = []
+    for budget in config.limits():
+        limit = budget.resolve(baseline)
+        limits.append(
+            {"budget": f"{budget.name}: {config.budgets[budget.name]}", "metric": limit.metric, "bound": limit.bound}
+        )
+    return limits
+
+
+def _history(number: int, row: Evaluation, feasible: Mapping[str, bool]) -> dict[str, Any]:
+    identity = row.key.policy_hash[:12]
+    return {
+        "number": number,
+        "id": identity,
+        "origin": row.origin,
+        "fidelity": row.key.fidelity,
+        "state": row.state,
+        "error_class": row.error_class,
+        "error": row.error,
+        "metrics": with_intervals(row.values),
+        "seconds": dict(row.seconds),
+        "feasible": feasible.get(identity),
+        "policy": json.loads(row.policy_json),
+    }
+
+
+def _seconds(rows: list[Evaluation]) -> float:
+    finished = [row.finished_s for row in rows if row.finished_s is not None]
+    return max(finished) - min(row.created_s for row in rows) if finished else 0.0

@@ -1,0 +1,111 @@
+"""What a run looks like in a terminal: log lines, one progress line, the table of the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from .front import FrontData
+from .progress import Progress
+
+PHASES = {"screen": "screening", "recover": "recovering", "test": "testing"}
+
+
+class TerminalListener:
+    """Prints log lines and keeps one progress line; where there is no terminal, a line every tenth of a phase."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+        )
+        self._task: Any = None
+        self._phase = ""
+
+    def __enter__(self) -> TerminalListener:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress."""
+        self._console.print(line, markup=False, highlight=False)
+
+    def progress(self, progress: Progress) -> None:
+        """Show where the run stands."""
+        title, state = PHASES[progress.phase], _state(progress)
+        if not self._console.is_terminal:
+            step = max(1, progress.total // 10)
+            if progress.done % step == 0 or progress.done == progress.total:
+                self.say(f"{title} {progress.done}/{progress.total}  {state}")
+            return
+        if progress.phase != self._phase:
+            self._phase = progress.phase
+            self._task = self._bar.add_task(title, total=progress.total, state=state)
+        self._bar.update(self._task, completed=progress.done, total=progress.total, state=state)
+
+
+def front_table(found: FrontData) -> Table:
+    """The front as a table, the dense network in its first row, the knee marked."""
+    table = Table("", "id", "error %", "stored", "smaller", "ONNX", "latency", "budgets", title="front")
+    base, knee = found.baseline, found.knee
+    table.add_row("", "dense", *_figures(base, base), "")
+    for member in found:
+        kept = (
+            "kept"
+            if member.feasible
+            else "misses " + ", ".join(f"{m} by {100 * v:.0f} %" for m, v in member.misses.items())
+        )
+        table.add_row(
+            "knee" if member == knee else "",
+            member.id,
+            *_figures(member.metrics, base),
+            kept if found.budgets else "none",
+        )
+    return table
+
+
+def _figures(metrics: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{metrics['error_pct']:.2f}",
+        f"{metrics['stored_bytes'] / 1000:.1f} kB",
+        f"{base['stored_bytes'] / metrics['stored_bytes']:.1f}x",
+        f"{metrics['onnx_bytes'] / 1000:.1f} kB",
+        f"{metrics['latency_ratio']:.3f}x",
+    )
+
+
+def _state(progress: Progress) -> str:
+    parts = [
+        f"front {progress.front_size}",
+        *(f"{name} {_short(name, value)}" for name, value in progress.best.items()),
+    ]
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    if progress.seconds_left is not None:
+        parts.append(f"{_clock(progress.seconds_left)} left")
+    return " | ".join(parts)
+
+
+def _short(name: str, value: float) -> str:
+    return f"{value / 1000:.1f}k" if name.endswith("_bytes") else f"{value:.3g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

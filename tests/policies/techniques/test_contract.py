@@ -1,0 +1,202 @@
+"""The contract of the layer-local techniques, on plain layers of many geometries and on factorized ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from paretopress.policies import forms
+from paretopress.policies.errors import PolicyError
+from paretopress.policies.policy import Step
+from paretopress.policies.techniques import TECHNIQUES, build
+from paretopress.policies.techniques.base import LayerInfo
+from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
+from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
+from paretopress.policies.techniques.share_kmeans import ShareKMeans
+from paretopress.policies.techniques.svd_linear import SVDLinear
+from paretopress.policies.techniques.svd_spatial import SVDSpatial
+from paretopress.policies.techniques.tucker2 import Tucker2
+from paretopress.tests.contracts.technique import (
+    CONTRACT,
+    Case,
+    check_identity,
+    check_the_cost_is_that_of_the_real_modules_and_falls,
+    check_the_state_survives_a_file_bit_for_bit,
+    layer_info,
+)
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+def seeded(make):
+    def factory(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return make()
+
+    return factory
+
+
+def sample(*shape):
+    return torch.randn(4, *shape, generator=torch.Generator().manual_seed(7))
+
+
+LINEAR = (seeded(lambda: nn.Linear(24, 20)), sample(24))
+TOKENS = (seeded(lambda: nn.Linear(24, 20, bias=False)), sample(5, 24))
+CONV = (seeded(lambda: nn.Conv2d(12, 16, 3, padding=1)), sample(12, 9, 8))
+STRIDED = (seeded(lambda: nn.Conv2d(8, 12, (5, 3), stride=(2, 1), padding=(2, 0), bias=False)), sample(8, 11, 9))
+DILATED = (
+    seeded(lambda: nn.Conv2d(8, 12, 3, padding="same", dilation=(2, 1), padding_mode="reflect")),
+    sample(8, 9, 7),
+)
+VALID = (seeded(lambda: nn.Conv2d(8, 12, 3, padding="valid", stride=(1, 2))), sample(8, 9, 9))
+DEPTHWISE = (seeded(lambda: nn.Conv2d(8, 8, 3, groups=8, padding=1)), sample(8, 9, 9))
+POINTWISE = (seeded(lambda: nn.Conv2d(16, 12, 1)), sample(16, 5, 5))
+
+LAYERS = {
+    "linear": LINEAR,
+    "tokens": TOKENS,
+    "conv": CONV,
+    "strided": STRIDED,
+    "dilated": DILATED,
+    "valid": VALID,
+    "depthwise": DEPTHWISE,
+    "pointwise": POINTWISE,
+}
+ANY = (PruneMagnitude(0.7), QuantizeUniform(8), QuantizeUniform(3), QuantizeUniform(8, "int8"), ShareKMeans(5))
+SPLITS = (SVDSpatial(7), Tucker2(5, 6), Tucker2(3, 99), Tucker2(99, 6))
+
+PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in ANY}
+PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens") for t in (SVDLinear(6),)}
+PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
+
+
+def after(first, layer):
+    make, inputs = layer
+    return (lambda seed: first.apply(make(seed), None)), inputs
+
+
+PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in ANY[1:]}
+FACTORIZED = {
+    f"{t} after {f}": Case(t, *after(f, layer))
+    for t in ANY
+    for f, layer in ((SVDLinear(6), LINEAR), (SVDSpatial(7), CONV), (Tucker2(5, 6), CONV))
+}
+CASES = PLAIN | PRUNED | FACTORIZED
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_contract(case, check):
+    check(case)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_state_survives_a_file(case, tmp_path):
+    check_the_state_survives_a_file_bit_for_bit(case, tmp_path)
+
+
+@pytest.mark.parametrize("case", PLAIN.values(), ids=PLAIN)
+def test_cost_is_that_of_the_real_modules(case):
+    check_the_cost_is_that_of_the_real_modules_and_falls(case)
+
+
+@pytest.mark.parametrize(
+    ("technique", "layer"),
+    [
+        (PruneMagnitude(0.0), CONV),
+        (PruneMagnitude(0.001), LINEAR),
+        (SVDLinear(20), LINEAR),
+        (SVDSpatial(36), CONV),
+        (Tucker2(12, 16), CONV),
+    ],
+    ids=str,
+)
+def test_a_step_without_effect_is_the_identity(technique, layer):
+    make, inputs = layer
+    check_identity(technique, make(0), inputs)
+
+
+@pytest.mark.parametrize(
+    ("technique", "layer", "reason"),
+    [
+        (SVDLinear(4), CONV, "conv2d"),
+        (SVDLinear(4), POINTWISE, "conv2d"),
+        (SVDSpatial(4), LINEAR, "linear"),
+        (SVDSpatial(4), DEPTHWISE, "8 groups"),
+        (SVDSpatial(4), POINTWISE, "1 x 1"),
+        (Tucker2(4, 4), LINEAR, "linear"),
+        (Tucker2(4, 4), DEPTHWISE, "8 groups"),
+        (Tucker2(4, 4), POINTWISE, "1 x 1"),
+    ],
+    ids=str,
+)
+def test_a_layer_that_does_not_fit_is_refused_with_the_reason(technique, layer, reason):
+    make, inputs = layer
+    answer = technique.check(layer_info(make(0), inputs))
+    assert answer is not None
+    assert reason in answer
+
+
+@pytest.mark.parametrize("technique", SPLITS, ids=str)
+def test_a_convolution_that_pads_by_itself_is_refused(technique):
+    class PadsItself(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+    layer = LayerInfo("stem", "conv2d", (16, 3, 3, 3), (3, 32, 32), (16, 16, 16), True, (2, 2), (0, 0))
+    assert "pads its input" in technique.check(layer)
+    with pytest.raises(PolicyError, match="expected a torch Conv2d, got PadsItself"):
+        technique.apply(PadsItself(3, 16, 3, stride=2), None)
+
+
+@pytest.mark.parametrize("technique", [*ANY, SVDLinear(2), *SPLITS], ids=str)
+def test_a_module_without_weights_is_refused(technique):
+    with pytest.raises(PolicyError, match=r"expected a .*, got ReLU"):
+        technique.apply(nn.ReLU(), torch.ones(1))
+
+
+def test_every_technique_in_the_table_goes_by_its_own_name():
+    assert {name: cls.name for name, cls in TECHNIQUES.items()} == {name: name for name in TECHNIQUES}
+
+
+def test_a_policy_step_becomes_its_technique():
+    assert build(Step.of("quantize")) == QuantizeUniform(8, "float32")
+    assert build(Step.of("quantize", bits=4, activations="int8")) == QuantizeUniform(4, "int8")
+    pruning = build(Step.of("prune_magnitude", sparsity=0))
+    assert pruning == PruneMagnitude(0.0)
+    assert isinstance(pruning.sparsity, float)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Step.of("prune_magnitud", sparsity=0.5), "did you mean 'prune_magnitude'"),
+        (Step.of("zzz"), "unknown technique 'zzz'; known: .*quantize"),
+        (Step.of("quantize", bit=4), "unknown parameter 'bit'; did you mean 'bits'.*activations"),
+        (Step.of("tucker2", rank_in=4), "parameter 'rank_out' is missing; it takes rank_in, rank_out"),
+        (Step.of("quantize", bits=True), "bits is of type int, got True"),
+        (Step.of("quantize", bits=4.0), "bits is of type int, got 4.0"),
+        (Step.of("quantize", activations=8), "activations is of type str, got 8"),
+        (Step.of("quantize", activations="int4"), "expected activations float32 or int8, got 'int4'"),
+        (Step.of("quantize", bits=1), "from 2 to 8, got 1"),
+        (Step.of("prune_magnitude", sparsity="most"), "sparsity is of type float, got 'most'"),
+        (Step.of("prune_magnitude", sparsity=False), "sparsity is of type float, got False"),
+        (Step.of("prune_magnitude", sparsity=1.0), "0 <= sparsity < 1, got 1.0"),
+        (Step.of("prune_magnitude", sparsity=float("nan")), "0 <= sparsity < 1, got nan"),
+        (Step.of("share", clusters=1), "from 2 to 256, got 1"),
+        (Step.of("share", clusters=257), "from 2 to 256, got 257"),
+        (Step.of("svd", rank=0), "rank as a whole number of at least 1, got 0"),
+        (Step.of("svd_spatial", rank=-3), "at least 1, got -3"),
+        (Step.of("tucker2", rank_in=0, rank_out=2), "rank_in as a whole number"),
+    ],
+    ids=str,
+)
+def test_a_wrong_step_is_refused_by_name(step, message):
+    with pytest.raises(PolicyError, match=message):
+        build(step)
+
+
+def test_a_stem_of_three_channels_gets_no_layer_that_mixes_them():
+    factors = Tucker2(3, 4).apply(nn.Conv2d(3, 8, 3), None)
+    assert [tuple(layer.weight.shape) for _, layer in forms.weighted_modules(factors)] == [(4, 3, 3, 3), (8, 4, 1, 1)]
