@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -128,10 +128,20 @@ class Candidate:
 class CandidateEvaluator:
     """Builds and measures candidates on one workbench; made once in each worker."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, batch_size: int = ONNX_BATCH) -> None:
         self.bench = bench
+        self._batch_size = batch_size
         self._calibration = bench.data.preprocess(bench.data.calibration.images)
         self._example = self._calibration[:1]
+
+    def with_halved_batches(self, times: int) -> CandidateEvaluator:
+        """The same with smaller batches, for a candidate that ran out of memory."""
+        if not times:
+            return self
+        settings = self.bench.settings
+        recipe = replace(settings.recovery, batch_size=max(2, settings.recovery.batch_size >> times))
+        bench = replace(self.bench, settings=replace(settings, recovery=recipe))
+        return CandidateEvaluator(bench, max(1, self._batch_size >> times))
 
     def build(self, policy: Policy, watch: Stopwatch) -> Candidate:
         """Compress, without training."""
@@ -209,7 +219,7 @@ class CandidateEvaluator:
         train(compressed.model, self.bench.data, settings.recovery, seed=seed, loss=loss)
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
-        return file_error(onnx, self.bench.data, split, self.bench.threads)
+        return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)
 
     @cached_property
     def _screening(self) -> Pictures:
@@ -220,15 +230,15 @@ class CandidateEvaluator:
         return LatencyProbe(self.bench.reference, self._example.numpy(), self.bench.settings.latency_threads)
 
 
-def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int) -> float:
+def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> float:
     """Error in per cent of an exported file on a split, in the runtime."""
-    return error_pct(file_logits(onnx, data, split, threads), split.labels)
+    return error_pct(file_logits(onnx, data, split, threads, batch_size), split.labels)
 
 
-def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int) -> np.ndarray:
+def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> np.ndarray:
     """Outputs (N, K) of an exported file on a split."""
     running = session(onnx, threads)
-    parts = [logits(running, x.numpy(), ONNX_BATCH) for x, _ in data.batches(split, ONNX_BATCH)]
+    parts = [logits(running, x.numpy(), batch_size) for x, _ in data.batches(split, batch_size)]
     return np.concatenate(parts)
 
 
@@ -295,6 +305,7 @@ class CandidateWorker:
 
     def __call__(self, job: Job) -> dict[str, Any]:
         policy = Policy.from_text(job.policy_json)
+        evaluator = self.evaluator.with_halved_batches(int(job.payload.get("halvings", 0)))
         if job.fidelity == "screen":
-            return self.evaluator.screen(policy)
-        return self.evaluator.recover(policy, int(job.payload["seed"]))
+            return evaluator.screen(policy)
+        return evaluator.recover(policy, int(job.payload["seed"]))

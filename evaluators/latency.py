@@ -2,10 +2,11 @@
 
 Candidate and reference are run in turn, so that both meet the same load, and only their ratio is believed. With one
 thread the clock is the thread's CPU time, which does not run while others have the core; what remains of the others is
-their use of caches and memory, and the quietest timings are free of it. Measured on two cores with a network of 0.65 ms
-and 200 pairs, idle and beside 2 to 4 busy processes, the ratio of the three quietest timings stayed within 2 % from
-probe to probe; the median of the paired ratios moved by 2 to 15 % and rose with the load. With more threads CPU time is
-no latency, so there it is the median of paired wall times.
+their use of caches and memory, and the quietest timings are free of it. Measured with a network of 0.65 ms and 200 pairs
+on two cores, with and without 2 to 4 busy processes beside it, the ratio of the three quietest timings had a standard
+deviation of 1 to 2 % from probe to probe and the same mean under every load; the median of the paired ratios had 1 to
+6 % and rose by a tenth with the load. With more threads CPU time is no latency, so there it is the median of paired
+wall times.
 """
 
 from __future__ import annotations

@@ -187,15 +187,22 @@ def _trace_layers(model: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
 
 
 def _layer_info(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerInfo:
-    weight = cast(Tensor, module.weight)
-    common = (name, tuple(weight.shape), tuple(x.shape[1:]), tuple(y.shape[1:]), module.bias is not None)
-    if isinstance(module, nn.Conv2d):
-        padding = module.padding if isinstance(module.padding, str) else cast(tuple[int, int], module.padding)
-        stride, dilation = cast(tuple[int, int], module.stride), cast(tuple[int, int], module.dilation)
-        name, *rest = common
-        return LayerInfo(name, "conv2d", *rest, stride, padding, dilation, module.groups)  # type: ignore[arg-type]
-    name, *rest = common
-    return LayerInfo(name, "linear", *rest)  # type: ignore[arg-type]
+    shape, before, after = tuple(cast(Tensor, module.weight).shape), tuple(x.shape[1:]), tuple(y.shape[1:])
+    if not isinstance(module, nn.Conv2d):
+        return LayerInfo(name, "linear", shape, before, after, module.bias is not None)
+    pair = tuple[int, int]
+    return LayerInfo(
+        name,
+        "conv2d",
+        shape,
+        before,
+        after,
+        module.bias is not None,
+        cast(pair, module.stride),
+        module.padding if isinstance(module.padding, str) else cast(pair, module.padding),
+        cast(pair, module.dilation),
+        module.groups,
+    )
 
 
 def _find_groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) -> Iterator[ChannelGroup]:
@@ -225,7 +232,7 @@ def _members(group: Any, names: Mapping[nn.Module, str], layers: Mapping[str, La
     channels = len(group[0].idxs)
     members: dict[tuple[str, str], Coupled] = {}
     for item in group:
-        name = names.get(item.dep.target.module)
+        name = names.get(item.dep.target.module, "")
         if name not in layers:
             continue
         depthwise = layers[name].groups > 1

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ..evaluators.data import DataSet, SplitSizes
@@ -237,7 +236,7 @@ def _dataset(data: object, config: Config) -> DataSet:
         sizes=SplitSizes(section.validation, section.calibration, section.test),
         seed=config.seed,
         image_size=None if section.image_size is None else (section.image_size, section.image_size),
-        mean=section.mean if section.mean is None else np.array(section.mean),
-        std=section.std if section.std is None else np.array(section.std),
+        mean=section.mean,
+        std=section.std,
         limit=section.limit,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluators.pool import Done, FaultKind, Job, Pool
-from ..policies.errors import CandidateError
+from ..policies.errors import CandidateError, WorkError
 from .ledger import Evaluation, EvaluationKey, Lease, Ledger
 
 # How often an evaluation is tried again after a fault that says nothing, or little, about the candidate.
@@ -65,13 +65,15 @@ class Dispatcher:
                 lease, job = self._start(key, payload)
                 under_way[job.id] = (lease, payload)
             done = self.pool.next_done(None)
-            if done is None or done.job_id not in under_way:
+            if done is None:
+                raise WorkError(f"the pool has lost {len(under_way)} evaluations; resume the run")
+            if done.job_id not in under_way:
                 continue
             lease, payload = under_way.pop(done.job_id)
             if self._record(lease, done):
                 self.on_done(self.ledger.get(lease.key))
             else:
-                pending.append((lease.key, payload))
+                pending.append((lease.key, _next_payload(payload, done)))
 
     def _start(self, key: EvaluationKey, payload: Mapping[str, Any]) -> tuple[Lease, Job]:
         timeout = self._timeout(key.fidelity)
@@ -87,7 +89,8 @@ class Dispatcher:
             try:
                 artefacts = self.keep(lease.key, done.result["artefacts"])
                 seconds = {**done.result["seconds"], "total": done.seconds}
-                self.ledger.complete(lease, done.result["metrics"], {}, artefacts, done.host, seconds)
+                accepted = self.ledger.complete(lease, done.result["metrics"], {}, artefacts, done.host, seconds)
+                assert accepted, "this driver alone holds the lease"
             except CandidateError as error:
                 self.ledger.fail(lease, type(error).__name__, str(error), done.host)
             else:
@@ -107,3 +110,10 @@ class Dispatcher:
         if len(known) < ENOUGH_DURATIONS:
             return self.min_timeout_s * UNKNOWN_DURATION_FACTOR
         return max(self.min_timeout_s, 5 * float(np.percentile(list(known), 95)))
+
+
+def _next_payload(payload: Mapping[str, Any], done: Done) -> Mapping[str, Any]:
+    """What a further try is told: after a lack of memory, to halve its batches."""
+    if done.fault is not None and done.fault.kind == "memory":
+        return {**payload, "halvings": int(payload.get("halvings", 0)) + 1}
+    return payload

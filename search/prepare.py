@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..evaluators.candidate import Settings, Workbench, dense_counts, file_error, file_logits
+from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.models import build_model, load_weights
@@ -91,7 +91,7 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     """
     given = given or Given()
     workers, threads = _workers(config)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(available_cores())
     data = given.data or read_data(config, say)
     model = given.model if given.model is not None else dense_network(config, data, run, say)
     model = model.eval()
@@ -103,7 +103,7 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     torch.set_num_threads(max(1, threads))
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
-        data = labelled_by(reference, data, os.cpu_count() or 1)
+        data = labelled_by(reference, data, available_cores())
     settings = _settings(config)
     bench = Workbench(model, graph, data.without_test(), reference, settings, threads)
     context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}".encode()).hexdigest()
@@ -199,7 +199,7 @@ def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
     """The dense network's metrics; its test error is the one reading of the test split that it gets."""
     bench, data = prepared.bench, prepared.data
     assert data.test is not None
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     state = bench.model.state_dict().items()
     tensors = {n: DenseTensor(v.detach().cpu().numpy()) for n, v in state if not n.endswith("num_batches_tracked")}
     probe = LatencyProbe(bench.reference, prepared.example.numpy(), config.latency.threads)
@@ -238,7 +238,7 @@ def _settings(config: Config) -> Settings:
 
 
 def _workers(config: Config) -> tuple[int, int]:
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     workers = 1 if config.pool.kind == "in-process" else (config.pool.workers or cores)
     return workers, max(1, cores // workers)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import yaml
 
+from ..evaluators.cores import available_cores
 from ..policies.errors import RunDirectoryError
 from ..policies.files import write_text
 from .config import Config, load_config
@@ -134,7 +134,7 @@ def write_environment(run: RunDirectory, threads: int, workers: int, seed: int) 
         "versions": {name: _version(name) for name in VERSIONED},
         "python": platform.python_version(),
         "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.machine()}",
         "workers": workers,

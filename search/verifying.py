@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from ..evaluators.accuracy import error_pct
 from ..evaluators.candidate import file_logits
+from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet
 from ..evaluators.latency import LatencyProbe
 from ..policies.apply import restore
@@ -92,15 +92,15 @@ def _with_data(
         data = read_data(config, lambda _: None)
     except ParetopressError as error:
         return [Check("error_pct", reported, f"not measured: {error}", None)]
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     torch.set_num_threads(cores)
     if config.quality == "agreement":
         data = labelled_by(contents["reference.onnx"], data, cores)
     assert data.test is not None
     outputs = file_logits(contents["model.onnx"], data, data.test, cores)
-    error = error_pct(outputs, data.test.labels)
-    close = abs(error - metrics["error_pct"]) <= 100 * max(ERROR_TOLERANCE_PICTURES, 1 / len(data.test)) + 1e-9
-    checks = [Check("error_pct", reported, f"{error:.4g} % on {len(data.test)} test pictures", close)]
+    measured = error_pct(outputs, data.test.labels)
+    close = abs(measured - metrics["error_pct"]) <= 100 * max(ERROR_TOLERANCE_PICTURES, 1 / len(data.test)) + 1e-9
+    checks = [Check("error_pct", reported, f"{measured:.4g} % on {len(data.test)} test pictures", close)]
     checks.append(_stored_agrees(contents["model.press"], policy, config, data, outputs))
     checks.append(_latency(config, metrics, contents, data))
     return checks

@@ -119,7 +119,7 @@ def _epoch(
         x = recipe.augment(x, generator).contiguous(memory_format=torch.channels_last)
         value = loss(x, model(x), labels)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         schedule.step()
         total += float(value.detach()) * len(labels)

@@ -41,8 +41,12 @@ _WORDS = (
 
 
 def element_limit(size_bytes: int) -> int:
-    """Elements that a file of so many bytes may hold in all: 2^24 and 4096 for each byte, below 2^31."""
-    return min((1 << 24) + 4096 * size_bytes, LARGEST)
+    """Elements that a file of so many bytes may hold in all: 2^22 and 2048 for each byte, below 2^31.
+
+    A stream may give any number of symbols at no cost, so without it a few bytes could ask for all the memory. A mask with
+    one weight in 1000 takes a byte for about 500 elements.
+    """
+    return min((1 << 22) + 2048 * size_bytes, LARGEST)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def encode(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, Any]) -> 
     ------
     ModelError
         Where a tensor does not keep what its form promises, the metadata are no JSON, or a nearly constant model has more
-        elements than a file of its size may declare (2^24 and 4096 a byte).
+        elements than a file of its size may declare (2^22 and 2048 a byte).
     """
     entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
     writer = Writer()

@@ -69,7 +69,7 @@ class Flags:
     @classmethod
     def fit(cls, ones: np.ndarray, totals: np.ndarray) -> Flags:
         """For (cells,) counts; an empty cell takes the level before it, which is cheap to write."""
-        some = int(np.minimum(ones, totals - ones).sum()) / max(np.count_nonzero(totals), 1)
+        some = int(np.minimum(ones, totals - ones).sum()) / max(int(np.count_nonzero(totals)), 1)
         coarse = min(max(round(3 - log2(0.2 * max(some, 1) ** 0.5)), 0), 3)
         last, levels = 0, []
         for one, total in zip(ones.tolist(), totals.tolist()):

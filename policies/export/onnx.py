@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any, cast
 
 import onnx
 import torch
@@ -65,8 +66,8 @@ def _eight_bit_layers(model: nn.Module) -> dict[str, EightBitLayer]:
         if isinstance(module, forms.WEIGHTED) and forms.is_input_quantized(module):
             stored = forms.stored_weight(module)
             if isinstance(stored, UniformTensor):
-                scale, zero_point = float(module.input_scale), int(module.input_zero_point)
-                layers[f"{name}.weight"] = EightBitLayer(stored, scale, zero_point)
+                scale, zero_point = (cast(Tensor, b).item() for b in (module.input_scale, module.input_zero_point))
+                layers[f"{name}.weight"] = EightBitLayer(stored, float(scale), int(zero_point))
     return layers
 
 
@@ -78,7 +79,7 @@ def _trace(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
             torch.onnx.export(
                 model,
                 (example,),
-                buffer,
+                cast(Any, buffer),  # the legacy exporter writes to any binary file, its signature names paths only
                 opset_version=opset,
                 input_names=["input"],
                 output_names=["logits"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,7 +128,7 @@ def write(graph: Graph, extra_outputs: Sequence[str] = ()) -> bytes:
     return model.SerializeToString()
 
 
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """The value of a node's attribute."""
     for candidate in node.attribute:
         if candidate.name == name:
@@ -145,7 +146,7 @@ def fold_batch_norm(graph: Graph) -> None:
             kept.append(node)
             continue
         gamma, beta, mean, variance = (graph.values[name].astype(np.float64) for name in node.input[1:5])
-        factor = gamma / np.sqrt(variance + float(str(attribute(node, "epsilon", 1e-5))))
+        factor = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
         bias = graph.values[before.input[2]] if len(before.input) > 2 else 0.0
         _set_bias(graph, before, (bias - mean) * factor + beta)
         _scale_weight(graph, before, factor)
@@ -185,8 +186,8 @@ def settle_shapes(graph: Graph, example: np.ndarray) -> None:
         return
     reshapes = [node for node in graph.nodes if node.op_type == "Reshape" and node.input[1] in edges]
     names = [*edges, *(node.output[0] for node in reshapes)]
-    data = write(graph, names)
-    one, three = (dict(zip(names, run(data, names, np.repeat(example, count, 0)))) for count in (1, 3))
+    session, source = _session(write(graph, names)), graph.inputs[0]
+    one, three = (dict(zip(names, session.run(names, {source: np.repeat(example, n, 0)}))) for n in (1, 3))
     graph.values.update({name: one[name] for name in edges if np.array_equal(one[name], three[name])})
     for node in reshapes:
         first, second = (np.array(found[node.output[0]].shape) for found in (one, three))
@@ -209,20 +210,13 @@ def _shape_edges(graph: Graph) -> list[str]:
     return list(edges)
 
 
-def run(data: bytes, outputs: Sequence[str], x: np.ndarray) -> list[np.ndarray]:
-    """Outputs of a model on one thread for an input (N, C, H, W)."""
-    session = _session(data)
-    return list(session.run(list(outputs), {session.get_inputs()[0].name: x}))
-
-
 def tensor_ranges(
     graph: Graph, names: Sequence[str], x: np.ndarray, batch_size: int = 8
 ) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each named tensor over pictures (N, C, H, W) in the float network."""
     if not names:
         return {}
-    session = _session(write(graph, names))
-    source = session.get_inputs()[0].name
+    session, source = _session(write(graph, names)), graph.inputs[0]
     found = dict.fromkeys(names, (np.inf, -np.inf))
     for start in range(0, len(x), batch_size):
         arrays = session.run(list(names), {source: x[start : start + batch_size]})

@@ -291,7 +291,7 @@ def _wrap_activations(graph: Graph, placement: Placement, scales: dict[str, tupl
 
 def _pair(graph: Graph, name: str, scale: float, zero_point: int) -> list[onnx.NodeProto]:
     parameters = [f"{name}_scale", f"{name}_zero_point"]
-    graph.values.update(zip(parameters, (np.float32(scale), np.uint8(zero_point))))
+    graph.values.update(zip(parameters, (np.array(scale, np.float32), np.array(zero_point, np.uint8))))
     return [
         helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}_quantized"]),
         helper.make_node("DequantizeLinear", [f"{name}_quantized", *parameters], [f"{name}_dequantized"]),

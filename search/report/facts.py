@@ -69,7 +69,10 @@ def tiles(data: ReportData, entry: Record) -> list[tuple[str, Cell]]:
     speed = "" if ratio is None else f"{value_text('latency_ratio', ratio)} of the dense network's latency{spread}"
     if data.limits:
         kept = sum(keeps([limit], metrics) for limit in data.limits)
-        last = ("budgets kept", Cell(f"{kept} of {len(data.limits)}", ", ".join(str(lim["budget"]) for lim in data.limits)))
+        last = (
+            "budgets kept",
+            Cell(f"{kept} of {len(data.limits)}", ", ".join(str(lim["budget"]) for lim in data.limits)),
+        )
     else:
         last = ("multiply-accumulates", cell(data, metrics, "macs"))
     return [
@@ -87,7 +90,9 @@ def _error_tile(data: ReportData, metrics: Record) -> Cell:
     bounds = interval(metrics, "error_pct")
     notes = [f"95 %: {bounds[0]:.2f} to {bounds[1]:.2f} %"] if bounds else []
     if data.quality == "error":
-        notes.append(f"dense {value_text('error_pct', dense)}" + (f" ({error - dense:+.2f})" if dense is not None else ""))
+        notes.append(
+            f"dense {value_text('error_pct', dense)}" + (f" ({error - dense:+.2f})" if dense is not None else "")
+        )
     return Cell(value_text("error_pct", error), "; ".join(notes))
 
 
@@ -166,7 +171,9 @@ def budget_rows(data: ReportData, entry: Record | None) -> list[dict[str, str]]:
 def table_rows(data: ReportData) -> list[dict[str, object]]:
     """The dense network and the front, a row each, the knee first, then by error."""
     came = origins(data)
-    order = sorted(data.front, key=lambda e: (not e.get("knee"), not e["feasible"], number(e["metrics"], "error_pct") or 0.0))
+    order = sorted(
+        data.front, key=lambda e: (not e.get("knee"), not e["feasible"], number(e["metrics"], "error_pct") or 0.0)
+    )
     return [
         {
             "id": entry["id"],
@@ -220,7 +227,13 @@ def failures(data: ReportData, limit: int = 40) -> tuple[list[dict[str, object]]
             groups[(str(row["fidelity"]), str(row.get("error_class") or "unknown"), reason)].append(row)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     rows: list[dict[str, object]] = [
-        {"fidelity": key[0], "class": key[1], "reason": key[2], "count": len(members), "ids": [str(m["id"]) for m in members[:3]]}
+        {
+            "fidelity": key[0],
+            "class": key[1],
+            "reason": key[2],
+            "count": len(members),
+            "ids": [str(m["id"]) for m in members[:3]],
+        }
         for key, members in ordered[:limit]
     ]
     return rows, max(0, len(ordered) - limit)

@@ -1,7 +1,7 @@
 """The figures, as plotly figures without a template: the page sets colours of text and grid for light and dark. Pure.
 
 Texts that come from data are escaped, since plotly reads a subset of HTML. Hover texts are looked up by the page from
-``customdata`` keys (see ``hover``), so that a policy stands in the page once and not once a figure.
+``customdata`` keys (see ``hover``).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Series:
     opacity: float
     points: tuple[tuple[str, Record], ...]
     final: bool = False
+    shown: bool = True
 
     @property
     def mark(self) -> str:
@@ -47,12 +48,15 @@ def front_series(data: ReportData) -> list[Series]:
     screened = done(data, "screen")
     for name, colour in origin_colours(data).items():
         points = tuple(_history_point(row) for row in screened if str(row["origin"]) == name)
-        out.append(Series(f"screen:{name}", f"{name}: {RUNGS['screen']}", colour, "circle", 5, 0.33, points))
+        opacity = 0.45 if len(screened) < 400 else 0.22
+        out.append(Series(f"screen:{name}", f"{name}: {RUNGS['screen']}", colour, "circle", 5, opacity, points))
     recovered = tuple(_history_point(row) for row in done(data, "recover"))
-    out.append(Series("recover", RUNGS["recover"], QUIET, "x-thin-open", 7, 0.8, recovered))
+    out.append(Series("recover", RUNGS["recover"], QUIET, "x-thin-open", 7, 0.8, recovered, shown=False))
     on_front = {str(entry["id"]) for entry in data.front}
     rest = tuple(_history_point(row) for row in done(data, "test") if str(row["id"]) not in on_front)
-    out.append(Series("dominated", f"{RUNGS['test']}, not on the front", FINAL, "circle-open", 7, 0.55, rest, final=True))
+    out.append(
+        Series("dominated", f"{RUNGS['test']}, not on the front", FINAL, "circle-open", 7, 0.55, rest, final=True)
+    )
     return [series for series in (*out, *_final_series(data)) if series.points]
 
 
@@ -106,10 +110,16 @@ def _scatter(series: Series, x: str, y: str) -> go.Scatter:
         customdata=[key for key, _ in points],
         name=escape(series.name),
         meta=series.key,
+        visible=series.shown,
         mode="markers",
         hoverinfo="text",
-        opacity=series.opacity,
-        marker={"symbol": series.symbol, "size": series.size, "color": series.colour, "line": line},
+        marker={
+            "symbol": series.symbol,
+            "size": series.size,
+            "color": series.colour,
+            "opacity": series.opacity,
+            "line": line,
+        },
         **{name: bar for name, bar in bars.items() if bar},
     )
 
@@ -158,18 +168,23 @@ def _left_out(series: Sequence[Series], x: str, y: str, window: Mapping[str, tup
     """Said under a figure: points beyond its first view, and points that lack a figure."""
     beyond = lacking = 0
     for one in series:
-        for _, metrics in one.points:
+        for _, metrics in one.points if one.shown else ():
             values = {axis: number(metrics, axis) for axis in (x, y)}
             lacking += None in values.values()
             inside = [v is None or window[a][0] <= v <= window[a][1] for a, v in values.items()]
             beyond += None not in values.values() and not all(inside)
-    parts = [f"{beyond} screened or recovered points lie beyond this view (double-click shows all)"] if beyond else []
+    parts = [f"{beyond} of the points lie beyond this view (double-click shows all)"] if beyond else []
     parts += [f"{lacking} points lack one of the two figures and are not drawn"] if lacking else []
     return "; ".join(parts)
 
 
 def _draw_limits(
-    figure: go.Figure, data: ReportData, series: Sequence[Series], x: str, y: str, window: Mapping[str, tuple[float, float]]
+    figure: go.Figure,
+    data: ReportData,
+    series: Sequence[Series],
+    x: str,
+    y: str,
+    window: Mapping[str, tuple[float, float]],
 ) -> None:
     """A line at each bound, its infeasible side shaded, the budget's own words beside it."""
     for limit in data.limits:
@@ -179,9 +194,14 @@ def _draw_limits(
         axis, other = ("x", "y") if metric == x else ("y", "x")
         far = max(window[metric][1], float(_values(series, metric).max(initial=bound)), bound)
         span = {f"{other}ref": "paper", f"{other}0": 0, f"{other}1": 1, f"{axis}ref": axis, "layer": "below"}
-        figure.add_shape(type="rect", fillcolor=SHADE, line={"width": 0}, **span, **{f"{axis}0": bound, f"{axis}1": far})
         figure.add_shape(
-            type="line", line={"color": LIMIT, "width": 1.5, "dash": "dash"}, **span, **{f"{axis}0": bound, f"{axis}1": bound}
+            type="rect", fillcolor=SHADE, line={"width": 0}, **span, **{f"{axis}0": bound, f"{axis}1": far}
+        )
+        figure.add_shape(
+            type="line",
+            line={"color": LIMIT, "width": 1.5, "dash": "dash"},
+            **span,
+            **{f"{axis}0": bound, f"{axis}1": bound},
         )
         place = math.log10(bound) if _is_log(metric) else bound
         label = {f"{axis}ref": axis, axis: place, f"{other}ref": "paper", other: 1.0}

@@ -46,7 +46,9 @@ def render(data: ReportData) -> str:
         config=yaml.safe_dump(_plain(data.config), sort_keys=False, allow_unicode=True, width=100),
         duration=seconds_text(data.seconds_total),
         worker_seconds=seconds_text(sum(sum(kinds.values()) for kinds in facts.seconds_by_kind(data).values())),
-        payload=_script_json({"figures": {name: figure.to_plotly_json() for name, figure in figures.items()}, "hover": hover_texts(data)}),
+        payload=_script_json(
+            {"figures": {name: figure.to_plotly_json() for name, figure in figures.items()}, "hover": hover_texts(data)}
+        ),
         plotly_js=Markup(get_plotlyjs()),
     )
 
@@ -69,7 +71,7 @@ def _template() -> jinja2.Template:
 
 def _script_json(payload: Any) -> Markup:
     """JSON that may stand in a script element: no text in it can close the element or open a comment."""
-    text = json.dumps(payload, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(payload, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
@@ -80,7 +82,9 @@ def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     if not hasattr(tree, "items"):
         items = tree if isinstance(tree, list | tuple) else [tree]
         return [(prefix, ", ".join(str(item) for item in items) if tree is not None else "not recorded")]
-    return [pair for name, value in tree.items() for pair in _flatten(value, f"{prefix}.{name}" if prefix else str(name))]
+    return [
+        pair for name, value in tree.items() for pair in _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    ]
 
 
 def _plain(tree: Any) -> Any:

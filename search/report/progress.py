@@ -70,7 +70,9 @@ def objectives(rows: Sequence[Record], reference: dict[str, float]) -> tuple[np.
         point = [error_of(row) if metric == "error_pct" else number(row["metrics"], metric) for metric in reference]
         if None not in point:
             numbers.append(row["number"])
-            values.append([value / max(bound, 1e-12) for value, bound in zip(point, reference.values()) if value is not None])
+            values.append(
+                [value / max(bound, 1e-12) for value, bound in zip(point, reference.values()) if value is not None]
+            )
     return np.array(numbers, int), np.array(values, float).reshape(-1, len(reference))
 
 

@@ -47,7 +47,7 @@ def short(value: float) -> float:
 def log_ticks(metric: str, window: tuple[float, float]) -> dict[str, Any]:
     """Ticks of a logarithmic axis with units: 1, 2 and 5 of each decade, or less where that would be crowded."""
     decades = math.log10(window[1] / window[0])
-    steps = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3.5 else (1,)
+    steps = (1, 2, 5) if decades < 1.6 else (1, 3) if decades < 3.5 else (1,)
     # Ticks beyond the first view serve whoever zooms out.
     first, last = math.floor(math.log10(window[0])) - 2, math.ceil(math.log10(window[1])) + 2
     values = [step * 10.0**power for power in range(first, last + 1) for step in steps]

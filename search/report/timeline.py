@@ -24,7 +24,9 @@ def hypervolume_figure(data: ReportData) -> go.Figure | None:
     figure = blank(height=330)
     last = max(int(numbers[-1]) for numbers, _ in curves.values())
     for name, (numbers, volume) in curves.items():
-        style = {"color": FINAL, "width": 2.5} if name == "all" else {"color": colours[name], "width": 1.5, "dash": "dot"}
+        style = (
+            {"color": FINAL, "width": 2.5} if name == "all" else {"color": colours[name], "width": 1.5, "dash": "dot"}
+        )
         # Only where it rises: a page with thousands of evaluations stays small.
         rises = np.flatnonzero(np.diff(volume, prepend=-1.0) > 0)
         figure.add_trace(
@@ -60,8 +62,7 @@ def best_figure(data: ReportData) -> go.Figure | None:
                     name=escape(name),
                     mode="markers",
                     hoverinfo="text",
-                    opacity=0.4,
-                    marker={"size": 5, "color": colour},
+                    marker={"size": 5, "color": colour, "opacity": 0.4},
                 )
             )
     for trace in _best_lines(data, rows):
@@ -79,7 +80,11 @@ def best_figure(data: ReportData) -> go.Figure | None:
 def _best_lines(data: ReportData, rows: Sequence[Record]) -> list[go.Scatter]:
     limits = cost_limits(data)
     groups = [(f"lowest that keeps {limit['budget']}", [limit]) for limit in limits]
-    groups = groups if len(limits) == 1 else [*groups, ("lowest that keeps all of these" if limits else "lowest so far", limits)]
+    groups = (
+        groups
+        if len(limits) == 1
+        else [*groups, ("lowest that keeps all of these" if limits else "lowest so far", limits)]
+    )
     traces = []
     for i, (name, members) in enumerate(groups):
         numbers, errors = best_so_far(rows, members)
@@ -124,5 +129,3 @@ def seconds_figure(data: ReportData) -> go.Figure | None:
     figure.update_xaxes(title={"text": "worker-seconds"}, automargin=True)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
-
-

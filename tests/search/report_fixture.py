@@ -36,7 +36,11 @@ def policy(rng: random.Random, network: list[dict[str, Any]], strength: float, u
         jitter = 0.0 if uniform else rng.uniform(-0.3, 0.3)
         harsh = min(1.0, max(0.0, strength + jitter))
         steps: list[dict[str, Any]] = [{"prune_magnitude": {"sparsity": round(0.5 + 0.48 * harsh, 3)}}]
-        steps.append({"quantize": {"bits": 8, "activations": "int8"}} if harsh < 0.6 else {"share": {"clusters": 2 ** (7 - int(5 * harsh))}})
+        steps.append(
+            {"quantize": {"bits": 8, "activations": "int8"}}
+            if harsh < 0.6
+            else {"share": {"clusters": 2 ** (7 - int(5 * harsh))}}
+        )
         if not uniform and layer["kind"] == "linear" and harsh > 0.5:
             steps.append({"svd": {"rank": max(4, int(min(layer["shape"]) * 0.4 * (1 - harsh)) + 4)}})
         if not uniform and layer["kind"] == "conv2d" and layer["shape"][0] >= 32 and i % 2:
@@ -120,7 +124,12 @@ CONFIG = {
     "model": {"name": "family:lenet5", "train": {"epochs": 10}},
     "data": {"name": "mnist", "validation": 0.1},
     "budgets": {"error": "+0.3", "stored": "44kB", "latency": "0.7x"},
-    "search": {"sampler": "nsga2", "evaluations": 100, "objectives": ["error", "stored", "latency"], "screen_error": 10.0},
+    "search": {
+        "sampler": "nsga2",
+        "evaluations": 100,
+        "objectives": ["error", "stored", "latency"],
+        "screen_error": 10.0,
+    },
 }
 BASELINE = {
     "error_pct": DENSE_ERROR,
@@ -148,7 +157,9 @@ def misses(figures: dict[str, Any], limits: list[dict[str, Any]]) -> dict[str, f
     return {metric: share for metric, share in shares.items() if share > 0}
 
 
-def make_run(count: int = 120, depth: int = 4, finals: int = 8, limits: list[dict[str, Any]] = LIMITS, seed: int = 3) -> ReportData:
+def make_run(
+    count: int = 120, depth: int = 4, finals: int = 8, limits: list[dict[str, Any]] = LIMITS, seed: int = 3
+) -> ReportData:
     """A run with its front: ``finals`` of the screened candidates, recovered and tested."""
     rng = random.Random(seed)
     network = layers(depth)

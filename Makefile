@@ -1,0 +1,36 @@
+# make demo   set everything up and run the quick start to a report
+# make test   set everything up and pass the tests
+# make check  lint, format, types, import rules
+# make bench  benchmarks, JSON to stdout
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DEMO := runs/quickstart
+
+.PHONY: setup demo test check bench clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,dashboard]'
+	mkdir -p .venv/types && ln -sfn "$(CURDIR)" .venv/types/paretopress
+	touch $@
+
+demo: setup
+	$(BIN)/paretopress search configs/quickstart.yaml --out $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	@$(BIN)/python -m paretopress.tests.bench.evaluation
+
+clean:
+	rm -rf .venv build dist *.egg-info
