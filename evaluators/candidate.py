@@ -33,6 +33,7 @@ from .training.distillation import distillation
 from .training.loop import Recipe, train
 
 ONNX_BATCH = 100
+RANGE_PICTURES = 64
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,14 @@ class Candidate:
     """A compressed network with the two files that ship."""
 
     compressed: CompressedModel
+    plain: nn.Module
     onnx: bytes
     press: bytes
 
     def counted(self, example: Tensor) -> dict[str, float]:
         """What is counted rather than timed or tried: sizes, operations, memory, energy."""
         int8 = [name for name, module in weighted_modules(self.compressed.model) if is_input_quantized(module)]
-        counts = profile(self.compressed.plain(), example, int8)
+        counts = profile(self.plain, example, int8)
         return {"stored_bytes": len(self.press), "onnx_bytes": len(self.onnx), **_counts(counts, len(self.onnx))}
 
 
@@ -191,10 +193,12 @@ class CandidateEvaluator:
     def _package(self, compressed: CompressedModel, watch: Stopwatch) -> Candidate:
         with watch("export"):
             settle_statistics(compressed.model)
-            onnx = export_onnx(compressed.model, self._example, calibration=self._calibration)
+            plain = compressed.plain()
+            ranges = self._calibration[:RANGE_PICTURES]
+            onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain)
         with watch("encode"):
             press = encode(compressed.stored(), {"policy": compressed.plan.policy.as_dict()})
-        return Candidate(compressed, onnx, press)
+        return Candidate(compressed, plain, onnx, press)
 
     def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
         with watch("count"):

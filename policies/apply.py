@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .coding.tensors import DenseTensor, StoredTensor
 from .errors import CandidateError, FormatError
-from .forms import WEIGHTED, plain, stored_weight
+from .forms import INPUT_RANGE, WEIGHTED, plain, stored_weight
 from .graph import ModelGraph, drop_channels, group_scores
-from .plan import Plan
+from .plan import LayerPlan, Plan
 from .techniques import Phase, Technique
 
 STATISTICS_BATCH = 64
@@ -62,16 +62,13 @@ def apply_plan(plan: Plan, graph: ModelGraph, model: nn.Module, calibration: Ten
     """
     model = copy.deepcopy(model).eval()
     _drop(plan, graph, model, calibration[:1])
-    if plan.channels:
-        reestimate_statistics(model, calibration)
-    inputs = _layer_inputs(plan, model, calibration)
     for layer in plan.layers:
-        module = model.get_submodule(layer.layer.name)
-        for technique in layer.techniques:
-            module = _apply_one(technique, layer.layer.name, module, inputs.get(layer.layer.name))
-        _replace(model, layer.layer.name, module)
-    if any(technique.phase < Phase.QUANTIZE for layer in plan.layers for technique in layer.techniques):
-        reestimate_statistics(model, calibration)
+        _carry_out(layer, model, {}, early=True)
+    changed = bool(plan.channels) or any(t.phase < Phase.QUANTIZE for layer in plan.layers for t in layer.techniques)
+    wanted = [layer.layer.name for layer in plan.layers if any(t.needs_calibration for t in layer.techniques)]
+    inputs = _settle_and_record(model, calibration, wanted, changed)
+    for layer in plan.layers:
+        _carry_out(layer, model, inputs, early=False)
     return CompressedModel(model.eval(), plan)
 
 
@@ -109,8 +106,6 @@ def restore(plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[st
 def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:
     """Replace the batch norms' running statistics by those of the calibration pictures, in place."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
-        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -155,6 +150,16 @@ def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) -> N
             raise CandidateError(f"the network no longer runs once its channels are dropped: {error}") from error
 
 
+def _carry_out(plan: LayerPlan, model: nn.Module, inputs: Mapping[str, Tensor], early: bool) -> None:
+    """The layer's techniques before quantization, or those from it on."""
+    name = plan.layer.name
+    module = model.get_submodule(name)
+    for technique in plan.techniques:
+        if (technique.phase < Phase.QUANTIZE) == early:
+            module = _apply_one(technique, name, module, inputs.get(name))
+    _replace(model, name, module)
+
+
 def _apply_one(technique: Technique, name: str, module: nn.Module, inputs: Tensor | None) -> nn.Module:
     try:
         with torch.no_grad():
@@ -163,12 +168,14 @@ def _apply_one(technique: Technique, name: str, module: nn.Module, inputs: Tenso
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
 
 
-def _layer_inputs(plan: Plan, model: nn.Module, calibration: Tensor) -> dict[str, Tensor]:
-    wanted = [layer.layer.name for layer in plan.layers if any(t.needs_calibration for t in layer.techniques)]
-    if not wanted:
-        return {}
-    with _recorded(model, wanted) as inputs, torch.no_grad():
-        model(calibration[:STATISTICS_BATCH])
+def _settle_and_record(model: nn.Module, calibration: Tensor, names: list[str], changed: bool) -> dict[str, Tensor]:
+    """Inputs of the named layers; where weights changed, batch norms are re-estimated in the same passes."""
+    with _recorded(model, names) as inputs:
+        if changed:
+            reestimate_statistics(model, calibration)
+        elif names:
+            with torch.no_grad():
+                model(calibration[:STATISTICS_BATCH])
     return inputs
 
 
@@ -196,12 +203,18 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:
-    weighted = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
-    for name, value in plain(model).state_dict().items():
-        owner, _, leaf = name.rpartition(".")
-        if leaf == "num_batches_tracked":
+    for name, module in model.named_modules():
+        # The tensors of a form belong to the layer's weight.
+        if ".parametrizations" in f".{name}":
             continue
-        if leaf == "weight" and owner in weighted:
-            yield name, stored_weight(weighted[owner])
-        else:
-            yield name, DenseTensor(cast(np.ndarray, value.detach().contiguous().numpy().copy()))
+        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        if isinstance(module, WEIGHTED):
+            yield _joined(name, "weight"), stored_weight(module)
+            own = {leaf: value for leaf, value in own.items() if leaf not in ("weight", *INPUT_RANGE)}
+        for leaf, value in own.items():
+            if leaf != "num_batches_tracked" and leaf not in module._non_persistent_buffers_set:
+                yield _joined(name, leaf), DenseTensor(value.detach().contiguous().numpy().copy())
+
+
+def _joined(name: str, leaf: str) -> str:
+    return f"{name}.{leaf}" if name else leaf

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from .coding.tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
+INPUT_RANGE = ("input_scale", "input_zero_point")
 
 
 class Form(Protocol):

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click import ClickException
-from click.exceptions import Exit
 from rich.console import Console
 from rich.table import Table
 
@@ -36,13 +34,19 @@ Directory = Annotated[Path, typer.Argument(help="A run directory.", metavar="DIR
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit(0)
+
+
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(__version__)
-        raise Exit(0)
+    """Options of all commands."""
 
 
 @app.command(epilog="Example: `paretopress init --network timm:resnet18 --data imagefolder:pictures > mine.yaml`")
@@ -207,22 +211,17 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
-        return int(result or 0)
-    except Exit as leave:
-        return leave.exit_code
-    except ClickException as error:
-        error.show()
-        return 2
-    except KeyboardInterrupt:
-        _errors.print("stopped; what was recorded is kept")
-        return 1
+        app(arguments, prog_name="paretopress")
+    except SystemExit as leave:
+        # Typer leaves so from help and wrong options, and with codes of its own where it was interrupted.
+        return leave.code if leave.code in (0, 2) else 1
     except ParetopressError as error:
         _errors.print(f"error: {error}", markup=False)
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
         _errors.print(f"error: {error}; what was recorded is kept, mend it and resume", markup=False)
         return 1
+    return 0
 
 
 def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: bool) -> None:
@@ -231,7 +230,7 @@ def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: b
             front = work(listener)
         except KeyboardInterrupt:
             _errors.print(f"stopped; nothing recorded is lost. Go on by: paretopress resume {directory}")
-            raise Exit(1) from None
+            raise typer.Exit(1) from None
     found = front.found
     knee = found.knee
     summary = {

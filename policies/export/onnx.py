@@ -18,7 +18,14 @@ from .onnx_graph import fold_batch_norm, fold_padding, has_control_flow, read, s
 from .qdq import EightBitLayer, insert_qdq
 
 
-def export_onnx(model: nn.Module, example: Tensor, *, calibration: Tensor | None, opset: int = 17) -> bytes:
+def export_onnx(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    calibration: Tensor | None,
+    plain: nn.Module | None = None,
+    opset: int = 17,
+) -> bytes:
     """A compressed network as an ONNX file: input ``input`` (N, C, H, W), output ``logits`` (N, classes), N dynamic.
 
     A layer with uniformly quantized weights and a quantized input becomes an 8-bit layer: signed 8-bit weights, which
@@ -35,6 +42,8 @@ def export_onnx(model: nn.Module, example: Tensor, *, calibration: Tensor | None
     calibration
         (N, C, H, W) preprocessed pictures for the ranges of activations that no layer declares (a sum's inputs); about
         128 are enough. ``None`` where there are no such activations.
+    plain
+        ``forms.plain(model)``, where the caller has made it already.
     opset
         Version of the ONNX operators.
 
@@ -44,7 +53,7 @@ def export_onnx(model: nn.Module, example: Tensor, *, calibration: Tensor | None
         Where the network cannot be exported, or an 8-bit layer cannot be exported as one.
     """
     layers = _eight_bit_layers(model)
-    exported = _trace(forms.plain(model).eval(), example, opset)
+    exported = _trace((plain or forms.plain(model)).eval(), example, opset)
     if has_control_flow(exported):
         if layers:
             raise ModelError(

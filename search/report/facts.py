@@ -139,12 +139,13 @@ def banner(data: ReportData) -> str:
 
 
 def _missed(data: ReportData, entry: Record, metric: str, share: float) -> str:
-    title = f"the {metric_title(metric, data.quality)} budget"
+    limit = next((limit for limit in data.limits if limit["metric"] == metric), None)
+    if limit is None:
+        return f"the {metric_title(metric, data.quality)} budget by {share_text(share)}"
     if math.isinf(share):
-        return f"{title} ({NOT_MEASURED})"
-    bound = next((limit["bound"] for limit in data.limits if limit["metric"] == metric), None)
+        return f"the budget {limit['budget']} ({NOT_MEASURED})"
     value = value_text(metric, number(entry["metrics"], metric))
-    return f"{title} by {share_text(share)} ({value} against at most {value_text(metric, bound)})"
+    return f"the budget {limit['budget']} by {share_text(share)} ({value} against at most {value_text(metric, limit['bound'])})"
 
 
 def budget_rows(data: ReportData, entry: Record | None) -> list[dict[str, str]]:

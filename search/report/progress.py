@@ -103,7 +103,8 @@ def cost_limits(data: ReportData) -> list[Record]:
 
 def best_so_far(rows: Sequence[Record], limits: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Evaluation numbers (k,) at which the lowest error that keeps the limits fell, and that error in per cent (k,)."""
-    numbers, errors = [], []
+    numbers: list[int] = []
+    errors: list[float] = []
     for row in rows:
         error = error_of(row)
         if error is not None and keeps(limits, row["metrics"]) and (not errors or error < errors[-1]):

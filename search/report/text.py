@@ -52,7 +52,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 def share_text(share: float) -> str:
     """A share as per cent, ``12.5 %``."""
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g} %" if abs(share) < 1 else f"{100 * share:.0f} %"
 
 
 def times_text(ratio: float | None, better: str, worse: str) -> str:

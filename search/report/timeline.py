@@ -12,7 +12,6 @@ from .data import Record, ReportData, done, error_of
 from .facts import seconds_by_kind
 from .progress import best_so_far, cost_limits, hypervolume_curves
 from .style import FINAL, KIND_COLOURS, LEGEND, LINES, blank, log_ticks, origin_colours, short
-from .text import metric_title
 
 
 def hypervolume_figure(data: ReportData) -> go.Figure | None:
@@ -72,7 +71,7 @@ def best_figure(data: ReportData) -> go.Figure | None:
     errors = [error_of(row) or 0.0 for row in rows]
     window = (min(errors) / 1.2, max(errors) * 1.2)
     scale = {"type": "log", **log_ticks("error_pct", window)} if window[0] > 0 else {}
-    title = f"{metric_title('error_pct', data.quality)}, screened (%)"
+    title = f"{'disagreement' if data.quality == 'agreement' else 'error'}, screened (%)"
     figure.update_yaxes(title={"text": title}, automargin=True, **scale)
     return figure
 

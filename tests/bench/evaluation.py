@@ -1,0 +1,142 @@
+"""Where the seconds of a screening go, against the bare forward pass of the same pictures; JSON on stdout.
+
+Run by ``make bench``. Candidates are drawn from the spaces of the shipped configurations; pictures and weights are random,
+since only shapes matter for time. Every figure is a median over the candidates, and a share or ratio within this run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from paretopress.evaluators.candidate import CandidateEvaluator, Settings, Workbench, file_logits
+from paretopress.evaluators.data import DataSet, Pictures, SplitSizes, split
+from paretopress.evaluators.models import build_model
+from paretopress.policies.export.onnx import export_onnx
+from paretopress.policies.graph import ModelGraph
+from paretopress.policies.plan import make_plan
+from paretopress.search.config import Config, load_config
+from paretopress.search.ledger import EvaluationKey, Ledger
+from paretopress.search.prepare import make_space
+from paretopress.search.records import TrialRecord
+from paretopress.search.study import Outcome, Study
+
+CANDIDATES = 24
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHAPES = {"mnist_lenet5": (1, 28, 28), "cifar10_resnet20": (3, 32, 32)}
+OBJECTIVES = ("error_pct", "stored_bytes", "latency_ratio")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of the evaluator's own timings belong to a row of the output."""
+
+    name: str
+    kinds: tuple[str, ...]
+
+
+PARTS = (
+    Part("build", ("build",)),
+    Part("stitch", ("export", "encode", "count")),
+    Part("forward", ("forward",)),
+    Part("latency_probe", ("probe",)),
+    Part("bookkeeping", ("bookkeeping",)),
+)
+
+
+def pictures(shape: tuple[int, int, int], count: int, calibration: int, seed: int) -> DataSet:
+    """Random pictures, enough for the validation split asked for."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count + 600, *shape), dtype=np.uint8)
+    everything = Pictures(images, rng.integers(0, 10, len(images)))
+    return split("random", everything, everything.take(slice(0, 10)), SplitSizes(count, calibration), seed)
+
+
+def workbench(config: Config, shape: tuple[int, int, int]) -> Workbench:
+    """The configuration's network, untrained, on random pictures, at one thread."""
+    data = pictures(shape, config.search.screen_pictures, config.data.calibration, config.seed)
+    model = build_model(config.model.name, num_classes=10, seed=0).eval()
+    example = data.preprocess(data.calibration.images[:1])
+    graph = ModelGraph.trace(model, example)
+    settings = Settings(
+        screen_pictures=config.search.screen_pictures, screen_seconds=config.latency.screen_seconds, seed=config.seed
+    )
+    return Workbench(model, graph, data.without_test(), export_onnx(model, example, calibration=None), settings)
+
+
+def measure(name: str) -> dict[str, object]:
+    """Medians for one configuration."""
+    config = load_config(CONFIGS / f"{name}.yaml")
+    bench = workbench(config, SHAPES[name])
+    space = make_space(config.space, bench.graph)
+    study = Study(space, OBJECTIVES, config.search.sampler, config.seed, config.search.evaluations)
+    evaluator = CandidateEvaluator(bench)
+    rows = []
+    with tempfile.TemporaryDirectory() as directory, Ledger(Path(directory)) as ledger:
+        for number in range(CANDIDATES + 1):
+            rows.append(evaluate(study, evaluator, ledger, number))
+            print(f"{name}: {number}/{CANDIDATES}", file=sys.stderr)
+    rows = rows[1:]  # the first one warms up
+    return summarise(rows, bare_forward(bench))
+
+
+def evaluate(study: Study, evaluator: CandidateEvaluator, ledger: Ledger, number: int) -> dict[str, float]:
+    """One candidate, all that a search does for it; seconds by kind."""
+    start = time.perf_counter()
+    (asked,) = study.ask([], 1)
+    policy = make_plan(asked.policy, evaluator.bench.graph).policy
+    key = EvaluationKey(policy.digest, "screen", "random", number, "bench")
+    ledger.register(key, policy.to_json(), asked.origin, {})
+    record = TrialRecord(asked.number, policy.digest, asked.origin, asked.choices, asked.attributes)
+    ledger.add_trials([record])
+    lease = ledger.lease(key, time.time() + 60)
+    before = time.perf_counter() - start
+    result = evaluator.screen(policy)
+    start = time.perf_counter()
+    ledger.complete(lease, result["metrics"], {}, {}, "bench", result["seconds"])
+    study.tell(record, Outcome(tuple(result["metrics"][name] for name in OBJECTIVES)))
+    return {**result["seconds"], "bookkeeping": before + time.perf_counter() - start}
+
+
+def bare_forward(bench: Workbench) -> float:
+    """Median seconds of the dense file's forward pass over the screening's pictures, and nothing else."""
+    part = bench.data.validation.take(slice(0, bench.settings.screen_pictures))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        file_logits(bench.reference, bench.data, part, 1)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def summarise(rows: list[dict[str, float]], reference_s: float) -> dict[str, object]:
+    """Medians and shares."""
+    seconds = {part.name: statistics.median(sum(row[kind] for kind in part.kinds) for row in rows) for part in PARTS}
+    total = statistics.median(sum(row.values()) for row in rows)
+    overhead = statistics.median(
+        1 - sum(row[kind] for kind in ("forward", "probe")) / sum(row.values()) for row in rows
+    )
+    return {
+        "seconds": seconds,
+        "seconds_per_evaluation": total,
+        "bare_forward_s": reference_s,
+        "times_bare_forward": total / reference_s,
+        "overhead_share": overhead,
+    }
+
+
+def main() -> None:
+    """Measure every network and print the result."""
+    torch.set_num_threads(1)
+    print(json.dumps({name: measure(name) for name in SHAPES}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
