@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from .. import __version__
 from ..evaluators.data import DataSet, SplitSizes
 from ..evaluators.sources import as_dataset
 from ..policies.apply import restore
 from ..policies.coding.press import decode
-from ..policies.errors import InputError, RunDirectoryError, WorkError
+from ..policies.errors import ConfigError, DataError, InputError, ModelError, RunDirectoryError, WorkError
+from ..policies.files import write_bytes
 from ..policies.graph import ModelGraph
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
@@ -22,9 +24,9 @@ from .driver import Search
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
-from .prepare import Given, dense_network, prepare, read_data
+from .prepare import Given, Prepared, dense_network, prepare, read_data
 from .progress import Listener, Silence
-from .rundir import RunDirectory, find_run, open_run, write_environment
+from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .summary import note_layers, write_report
 
 OWN_MODEL = "python.object:model"
@@ -74,6 +76,8 @@ def search(
         Where the work failed; what was recorded is kept, and the run can be resumed.
     """
     listener = listener or Silence()
+    if not isinstance(model, str | Path | nn.Module):
+        raise ModelError(f"expected an nn.Module or the path of a configuration, got a {type(model).__name__}")
     if isinstance(model, str | Path):
         config = load_config(Path(model))
         if data is not None or budgets is not None or sections:
@@ -130,9 +134,21 @@ def open_front(directory: str | Path) -> Front:
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
+    is_new = not RunDirectory(out).config.is_file()
     run = open_run(out, config)
+    try:
+        return _carry_out(run, config, listener, given)
+    except (ConfigError, DataError, ModelError):
+        if is_new:
+            discard_unused(run)
+        raise
+
+
+def _carry_out(run: RunDirectory, config: Config, listener: Listener, given: Given) -> Front:
     with Ledger(run.path) as ledger:
         prepared = prepare(config, run, listener.say, given)
+        _claim(ledger, run, prepared)
+        write_bytes(run.reference, prepared.bench.reference)
         write_environment(run, prepared.threads, prepared.workers, config.seed)
         note_layers(ledger, prepared.bench.graph)
         try:
@@ -140,6 +156,19 @@ def run_search(config: Config, out: Path, listener: Listener, given: Given | Non
         finally:
             write_report(run, config, ledger)
     return Front(run, config, found, given)
+
+
+def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared) -> None:
+    """Refuse a run whose measurements do not hold for what was prepared."""
+    context = f"{__version__} {prepared.context_hash}"
+    recorded = ledger.meta("context")
+    if recorded is None:
+        ledger.set_meta("context", context)
+    elif recorded != context:
+        raise RunDirectoryError(
+            f"{run.path} holds a run on another network or other data, or of another release; expected those it was"
+            " started with. Give these, or choose another directory"
+        )
 
 
 @dataclass(frozen=True)

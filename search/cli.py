@@ -58,18 +58,19 @@ def init(
         str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, imagefolder:PATH, npz:PATH or a function.")
     ] = "digits",
     out: Annotated[Path | None, typer.Option(help="Where to write it; stdout by default.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a commented starter configuration."""
     from ..policies.files import write_text
     from .starter import starter
 
     text = starter(network, data)
-    if out is None:
-        typer.echo(text, nl=False)
-    elif out.exists():
-        raise InputError(f"--out: {out} exists; choose another or remove it")
-    else:
+    if out is not None:
+        if out.exists():
+            raise InputError(f"--out: {out} exists; choose another or remove it")
         write_text(out, text)
+    summary = {"configuration": text, "path": None if out is None else str(out)}
+    _say(summary, as_json, text.removesuffix("\n") if out is None else f"configuration: {out}")
 
 
 @app.command(
@@ -180,11 +181,12 @@ def verify(
 
 
 @app.command(epilog="Example: `paretopress schema > schema.json`")
-def schema() -> None:
+def schema(as_json: Json = False) -> None:
     """Print the configuration's JSON Schema."""
     from .config import Config
 
-    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+    described = Config.model_json_schema()
+    _say(described, as_json, json.dumps(described, indent=2))
 
 
 @data_app.command(epilog="Example: `paretopress data fetch mnist`")

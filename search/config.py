@@ -59,7 +59,7 @@ class TrainConfig(Section):
 class RecoveryConfig(TrainConfig):
     """How finalists are fine-tuned: distillation from the dense network (1503.02531)."""
 
-    epochs: int = Field(2, ge=0, description="0 leaves finalists as they were screened")  # type: ignore[assignment]
+    epochs: int = Field(2, ge=0, description="0 leaves finalists as they were screened")
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Positive = 1e-3
     weight_decay: float = Field(0.0, ge=0)
@@ -241,7 +241,8 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"a configuration has at most {MAX_CONFIG_BYTES} bytes; this one has {len(text)}")
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    # PyYAML lets a wrong date or number through as one of the latter two.
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
         raise ConfigError(f"the configuration is no valid YAML: {error}") from error
 
 

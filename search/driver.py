@@ -189,13 +189,13 @@ class Search:
         return out
 
     def _give_up_where_hopeless(self, records: Sequence[TrialRecord]) -> None:
-        rows = [self.ledger.get(self._key_of(record.policy_hash, "screen")) for record in records]
-        if len(rows) < min(HOPELESS_AFTER, self.config.search.evaluations) or any(r.state == "done" for r in rows):
+        # The dense network says nothing about whether compression works.
+        hashes = dict.fromkeys(record.policy_hash for record in records if record.policy_hash != DENSE.digest)
+        rows = [self.ledger.get(self._key_of(policy_hash, "screen")) for policy_hash in hashes]
+        asked_all = len(records) >= self.config.search.evaluations
+        if any(row.state == "done" for row in rows) or not (rows and (asked_all or len(rows) >= HOPELESS_AFTER)):
             return
-        (reason, count), *_ = Counter(f"{row.error_class}: {row.error}" for row in rows).most_common(1)
-        raise SearchError(
-            f"all {len(rows)} candidates failed, {count} of them with: {reason}. Mend that and resume the run"
-        )
+        raise _nothing_left(f"all {len(rows)} candidates failed", rows)
 
     # Finalists
 
@@ -203,7 +203,7 @@ class Search:
         rows = [row for row in self._rows("screen") if row.state == "done" and row.key.policy_hash != DENSE.digest]
         if not rows:
             raise SearchError(
-                "no candidate could be evaluated; see the report for the reasons, mend them and resume the run"
+                "every candidate came out as the dense network; expected menus that change a layer, widen space"
             )
         values = scaled_values([row.values for row in rows], self._objectives)
         missed = np.array([_total(self._screen_violations(row.values)) for row in rows])
@@ -235,7 +235,12 @@ class Search:
         for number, policy in enumerate(finalists, 1):
             recovered = self.ledger.get(self._key(policy, "recover"))
             key = self._key(policy, "test")
-            if recovered.state != "done" or self.ledger.register(key, policy.to_json(), "finalist", {}).state == "done":
+            if recovered.state != "done":
+                continue
+            row = self.ledger.register(key, policy.to_json(), "finalist", {})
+            if row.state == "done" and row.artefacts != recovered.artefacts:
+                self.ledger.reopen(key, "its file was made again and is not the one that was tested")
+            elif row.state != "pending":
                 continue
             if probe is None:
                 probe = LatencyProbe(
@@ -271,6 +276,9 @@ class Search:
 
     def _front(self, finalists: Sequence[Policy]) -> FrontData:
         measured = [(policy, found) for policy in finalists if (found := self._measured(policy)) is not None]
+        if not measured:
+            failed = [row for rung in ("recover", "test") for row in self._rows(rung) if row.state == "failed"]
+            raise _nothing_left(f"all {len(finalists)} finalists failed", failed)
         # Membership is decided on validation data; the test split only says how good the members are.
         validation = [metrics | {"error_pct": metrics["validation_error_pct"]} for _, metrics in measured]
         values = scaled_values(validation, self._objectives)
@@ -297,7 +305,8 @@ class Search:
 
     def _rows(self, fidelity: str) -> list[Evaluation]:
         context = self.prepared.context_hash
-        return [row for row in self.ledger.rows(fidelity) if row.key.data_hash == context]
+        rows = self.ledger.rows(fidelity)
+        return [row for row in rows if row.key.data_hash == context and row.key.code_version == __version__]
 
     def _key(self, policy: Policy, fidelity: str) -> EvaluationKey:
         return self._key_of(policy.digest, fidelity)
@@ -331,6 +340,13 @@ class Search:
         spent = [row.seconds.get("total", 0.0) for row in good]
         left = (total - done) * float(np.mean(spent)) / self.prepared.workers if spent and phase != "test" else None
         self.listener.progress(Progress(phase, done, total, len(rows) - len(good), size, best, left))
+
+
+def _nothing_left(what: str, failed: Sequence[Evaluation]) -> SearchError:
+    (reason, count), *_ = Counter(f"{row.error_class}: {row.error}" for row in failed).most_common(1)
+    return SearchError(
+        f"{what}, {count} with: {reason}. Mend that and start a new run; a failed evaluation stays failed"
+    )
 
 
 def _total(missed: Mapping[str, float]) -> float:

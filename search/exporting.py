@@ -14,6 +14,7 @@ from ..policies.errors import InputError, WorkError
 from ..policies.files import write_bytes, write_text
 from .config import load_config
 from .front import FrontData, Member
+from .ledger import Ledger
 from .rundir import RunDirectory, read_json, sha256
 
 TARGETS = ("onnx", "press", "bundle")
@@ -92,9 +93,14 @@ def _measured_file(run: RunDirectory, member: Member, name: str) -> bytes:
     if not path.is_file():
         raise WorkError(f"{path} is missing; 'paretopress resume {run.path}' makes it again")
     content = path.read_bytes()
-    size = member.metrics["onnx_bytes" if name.endswith(".onnx") else "stored_bytes"]
-    if len(content) != size:
+    with Ledger.read(run.path) as ledger:
+        measured = {
+            row.artefacts.get(name)
+            for row in ledger.rows("test", "done")
+            if row.key.policy_hash == member.policy.digest
+        }
+    if sha256(content) not in measured:
         raise WorkError(
-            f"{path} has {len(content)} bytes, {size} were measured; 'paretopress resume {run.path}' makes it again"
+            f"{path} is damaged: it is not the file that was measured; 'paretopress resume {run.path}' makes it again"
         )
     return content

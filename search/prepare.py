@@ -23,9 +23,9 @@ from ..evaluators.sources import load_data
 from ..evaluators.training.loop import train
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor
-from ..policies.errors import ConfigError, ModelError
+from ..policies.errors import ConfigError, DataError, ModelError
 from ..policies.export.onnx import export_onnx
-from ..policies.files import write_atomically, write_bytes
+from ..policies.files import write_atomically
 from ..policies.graph import ModelGraph
 from ..spaces.layerwise import LayerwiseSpace, Menu, make_units
 from .config import Config, SpaceConfig
@@ -93,20 +93,24 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     workers, threads = _workers(config)
     torch.set_num_threads(available_cores())
     data = given.data or read_data(config, say)
+    if data.test is None:
+        raise DataError(
+            f"data set '{data.name}' has no test split; give test pictures, each final candidate needs them"
+        )
     model = given.model if given.model is not None else dense_network(config, data, run, say)
     model = model.eval()
     _check_outputs(model, data)
     example = data.preprocess(data.calibration.images[:1])
     graph = ModelGraph.trace(model, example)
     reference = export_onnx(model, example, calibration=None)
-    write_bytes(run.reference, reference)
     torch.set_num_threads(max(1, threads))
+    settings = _settings(config)
+    # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
+    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}".encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
-    settings = _settings(config)
     bench = Workbench(model, graph, data.without_test(), reference, settings, threads)
-    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}".encode()).hexdigest()
     return Prepared(bench, data, make_space(config.space, graph), context, workers, threads)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from ..evaluators.cores import available_cores
 from ..policies.errors import RunDirectoryError
@@ -93,7 +92,7 @@ def open_run(path: Path, config: Config) -> RunDirectory:
     """
     run = RunDirectory(path)
     if run.config.is_file():
-        differing = _differing(config.model_dump(mode="json"), yaml.safe_load(run.config.read_text(encoding="utf-8")))
+        differing = _differing(config.model_dump(mode="json"), load_config(run.config).model_dump(mode="json"))
         if differing:
             raise RunDirectoryError(
                 f"{path} holds a run of another configuration; differing: {', '.join(differing[:8])}."
@@ -110,6 +109,17 @@ def open_run(path: Path, config: Config) -> RunDirectory:
         raise RunDirectoryError(f"cannot make {path}: {error.strerror}; choose another --out") from error
     write_text(run.config, config.to_yaml())
     return run
+
+
+def discard_unused(run: RunDirectory) -> None:
+    """Remove a run that could not begin, so that its directory is free for a mended configuration.
+
+    One that holds anything beyond its configuration and an empty ledger is left as it is.
+    """
+    if {file.name for file in run.path.iterdir()} <= {run.config.name, "ledger.sqlite", "ledger.lock"}:
+        for file in run.path.iterdir():
+            file.unlink()
+        run.path.rmdir()
 
 
 def find_run(path: Path) -> tuple[RunDirectory, Config]:

@@ -20,6 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ..policies.files import write_atomically
 from ..policies.policy import Policy
 from ..spaces.base import Space
 from .records import TrialRecord
@@ -108,6 +109,9 @@ class Study:
 
     def write_journal(self, path: Path) -> None:
         """Write the whole study where ``optuna-dashboard`` opens it, in place of what stood there."""
+        write_atomically(path, self._write_new_journal)
+
+    def _write_new_journal(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         self._create(JournalStorage(JournalFileBackend(str(path)))).add_trials(self._answered)
 

@@ -106,7 +106,7 @@ def _history(number: int, row: Evaluation, feasible: Mapping[str, bool]) -> dict
         "error_class": row.error_class,
         "error": row.error,
         "metrics": with_intervals(row.values),
-        "seconds": dict(row.seconds),
+        "seconds": {kind: spent for kind, spent in row.seconds.items() if kind != "total"},
         "feasible": feasible.get(identity),
         "policy": json.loads(row.policy_json),
     }

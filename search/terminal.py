@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 
 from .front import FrontData
 from .progress import Progress
@@ -62,7 +62,8 @@ class TerminalListener:
 
 def front_table(found: FrontData) -> Table:
     """The front as a table, the dense network in its first row, the knee marked."""
-    table = Table("", "id", "error %", "stored", "smaller", "ONNX", "latency", "budgets", title="front")
+    whole = Column("id", no_wrap=True, min_width=12)  # is typed again in --pick
+    table = Table("", whole, "error %", "stored", "smaller", "ONNX", "latency", "budgets", title="front")
     base, knee = found.baseline, found.knee
     table.add_row("", "dense", *_figures(base, base), "")
     for member in found:

@@ -16,6 +16,7 @@ from ..evaluators.candidate import file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet
 from ..evaluators.latency import LatencyProbe
+from ..evaluators.macs import profile
 from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import InputError, ParetopressError
@@ -26,7 +27,10 @@ from .config import Config, load_config
 from .prepare import empty_network, labelled_by, read_data
 from .rundir import sha256
 
-FILES = ("model.onnx", "model.press", "reference.onnx", "policy.yaml", "config.yaml", "card.json")
+NETWORKS = ("model.onnx", "model.press", "reference.onnx")
+FILES = (*NETWORKS, "policy.yaml", "config.yaml", "card.json")
+COUNTED = ("macs", "params", "peak_memory_bytes")
+MEASURED = ("error_pct", "stored_bytes", "onnx_bytes", "latency_ratio", *COUNTED)
 ERROR_TOLERANCE_PICTURES = 2e-4
 LATENCY_TOLERANCE = 0.10
 AGREEMENT_PICTURES = 500
@@ -55,77 +59,106 @@ class Check:
 
 
 def verify_bundle(path: Path) -> list[Check]:
-    """Every figure of a bundle's report card, measured again.
+    """A bundle's files against their digests, and the figures of its report card measured again.
+
+    Of the metrics, the error, the sizes, the latency's ratio and the counts are measured; the others follow from them.
 
     Raises
     ------
     InputError
-        Where the path is no bundle.
+        Where the path is no bundle, or its card, policy or configuration cannot be read.
     """
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         raise InputError(
             f"{path} is no bundle: it lacks {', '.join(missing)}; make one by 'paretopress export DIR --to bundle'"
         )
-    try:
-        card = json.loads((path / "card.json").read_text(encoding="utf-8"))
-        metrics: Mapping[str, Any] = card["metrics"]
-        digests: Mapping[str, str] = card["sha256"]
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path / 'card.json'} is damaged ({error}); export the bundle again") from error
+    card = _read_card(path / "card.json")
+    metrics, digests = card["metrics"], card["sha256"]
     config = load_config(path / "config.yaml")
-    contents = {name: (path / name).read_bytes() for name in digests}
-    checks = [_same_file(name, digests[name], content) for name, content in contents.items()]
-    checks.append(_size("stored_bytes", metrics, contents["model.press"]))
-    checks.append(_size("onnx_bytes", metrics, contents["model.onnx"]))
-    checks.extend(
-        _with_data(config, metrics, contents, Policy.from_text((path / "policy.yaml").read_text(encoding="utf-8")))
-    )
-    return checks
+    policy = Policy.from_text((path / "policy.yaml").read_text(encoding="utf-8"))
+    contents = {name: (path / name).read_bytes() for name in NETWORKS}
+    return [
+        Check("policy", str(card["id"]), policy.id, card["id"] == policy.id),
+        *(_same_file(name, digests[name], content) for name, content in contents.items()),
+        _size("stored_bytes", metrics, contents["model.press"]),
+        _size("onnx_bytes", metrics, contents["model.onnx"]),
+        *_with_data(config, metrics, contents, policy),
+    ]
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [name for name in MEASURED if not isinstance(card["metrics"][name], int | float)]
+        wrong += [name for name in NETWORKS if not isinstance(card["sha256"][name], str)]
+        if wrong or "id" not in card:
+            raise ValueError(f"wrong or missing: {', '.join(wrong or ['id'])}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); export the bundle again") from error
+    return dict(card)
 
 
 def _with_data(
     config: Config, metrics: Mapping[str, Any], contents: Mapping[str, bytes], policy: Policy
 ) -> list[Check]:
-    reported = f"{metrics['error_pct']:.4g} %"
     try:
         data = read_data(config, lambda _: None)
     except ParetopressError as error:
-        return [Check("error_pct", reported, f"not measured: {error}", None)]
+        return [Check("error_pct", f"{metrics['error_pct']:.4g} %", f"not measured: {error}", None)]
     cores = available_cores()
     torch.set_num_threads(cores)
-    if config.quality == "agreement":
-        data = labelled_by(contents["reference.onnx"], data, cores)
+    try:
+        if config.quality == "agreement":
+            data = labelled_by(contents["reference.onnx"], data, cores)
+        assert data.test is not None
+        outputs = file_logits(contents["model.onnx"], data, data.test, cores)
+        checks = [_error(metrics, data, outputs), _latency(config, metrics, contents, data)]
+    # A damaged file may fail in the runtime in any way, and its error classes have no base of their own.
+    except Exception as error:
+        return [Check(".onnx runs", "yes", f"no: {' '.join(str(error).split())[:200]}", False)]
+    return [*checks, *_stored_agrees(contents["model.press"], policy, config, data, metrics, outputs)]
+
+
+def _error(metrics: Mapping[str, Any], data: DataSet, outputs: np.ndarray) -> Check:
     assert data.test is not None
-    outputs = file_logits(contents["model.onnx"], data, data.test, cores)
     measured = error_pct(outputs, data.test.labels)
     close = abs(measured - metrics["error_pct"]) <= 100 * max(ERROR_TOLERANCE_PICTURES, 1 / len(data.test)) + 1e-9
-    checks = [Check("error_pct", reported, f"{measured:.4g} % on {len(data.test)} test pictures", close)]
-    checks.append(_stored_agrees(contents["model.press"], policy, config, data, outputs))
-    checks.append(_latency(config, metrics, contents, data))
-    return checks
-
-
-def _stored_agrees(press: bytes, policy: Policy, config: Config, data: DataSet, outputs: np.ndarray) -> Check:
-    """The stored form, decoded into a network, predicts what the exported file predicts (up to 8-bit inputs)."""
-    assert data.test is not None
-    quantized = any(
-        dict(step.parameters).get("activations") == "int8" for steps in policy.layers.values() for step in steps
+    return Check(
+        "error_pct", f"{metrics['error_pct']:.4g} %", f"{measured:.4g} % on {len(data.test)} test pictures", close
     )
-    wanted = AGREEMENT_INT8 if quantized else AGREEMENT_FLOAT
-    name, expected = ".press predicts as .onnx", f">= {100 * wanted:.1f} %"
+
+
+def _stored_agrees(
+    press: bytes, policy: Policy, config: Config, data: DataSet, metrics: Mapping[str, Any], outputs: np.ndarray
+) -> list[Check]:
+    """The stored form, decoded into a network, counts as reported and predicts what the exported file predicts."""
+    assert data.test is not None
+    name = ".press predicts as .onnx"
     try:
         dense = empty_network(config, data).eval()
     except ParetopressError as error:
-        return Check(name, expected, f"not measured: {error}", None)
+        return [Check(name, "yes", f"not measured: {error}", None)]
     part = data.test.take(slice(0, AGREEMENT_PICTURES))
     x = data.preprocess(part.images)
-    graph = ModelGraph.trace(dense, x[:1])
-    model = restore(make_plan(policy, graph), graph, dense, decode(press).tensors)
+    try:
+        graph = ModelGraph.trace(dense, x[:1])
+        model = restore(make_plan(policy, graph), graph, dense, decode(press).tensors)
+    except ParetopressError as error:
+        return [Check(name, "yes", f"no: {error}", False)]
     with torch.inference_mode():
         predicted = np.concatenate([model(batch).argmax(1).numpy() for batch in x.split(100)])
     share = float(np.mean(predicted == outputs[: len(part)].argmax(1)))
-    return Check(name, expected, f"{100 * share:.1f} % of {len(part)}", share >= wanted)
+    wanted = AGREEMENT_INT8 if _has_int8(policy) else AGREEMENT_FLOAT
+    agrees = Check(name, f">= {100 * wanted:.1f} %", f"{100 * share:.1f} % of {len(part)}", share >= wanted)
+    counted = profile(model, x[:1])
+    return [agrees, *(_count(metric, metrics, getattr(counted, metric)) for metric in COUNTED)]
+
+
+def _has_int8(policy: Policy) -> bool:
+    """Whether inputs are rounded to 8 bit, which the stored form, run in float32, does not do."""
+    steps = (step for steps in policy.layers.values() for step in steps)
+    return any(dict(step.parameters).get("activations") == "int8" for step in steps)
 
 
 def _latency(config: Config, metrics: Mapping[str, Any], contents: Mapping[str, bytes], data: DataSet) -> Check:
@@ -144,3 +177,7 @@ def _same_file(name: str, digest: str, content: bytes) -> Check:
 
 def _size(metric: str, metrics: Mapping[str, Any], content: bytes) -> Check:
     return Check(metric, f"{metrics[metric]:,} B", f"{len(content):,} B", metrics[metric] == len(content))
+
+
+def _count(metric: str, metrics: Mapping[str, Any], measured: int) -> Check:
+    return Check(metric, f"{metrics[metric]:,}", f"{measured:,}", metrics[metric] == measured)

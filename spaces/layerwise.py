@@ -165,7 +165,8 @@ class LayerwiseSpace:
                 yield Step.of("prune_channels", sparsity=round(1 - channels, 6), multiple=self.multiple)
         if rank < 1:
             yield factor_step(layer, rank, self.factorize)
-        if float(str(options["sparsity"])) > 0:
+        # A depthwise layer has few weights and each of them matters: leaving some out costs much and saves next to nothing.
+        if float(str(options["sparsity"])) > 0 and layer.groups == 1:
             yield Step.of("prune_magnitude", sparsity=float(str(options["sparsity"])))
         yield from precision_step(str(options["precision"]))
 

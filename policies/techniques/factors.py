@@ -102,8 +102,7 @@ def conv_reason(layer: LayerInfo) -> str | None:
 def _output_sizes(layer: LayerInfo) -> Iterator[int]:
     for axis in (0, 1):
         reach = layer.dilation[axis] * (layer.weight_shape[2 + axis] - 1)
-        if isinstance(layer.padding, str):
-            padded = reach if layer.padding == "same" else 0
-        else:
-            padded = 2 * layer.padding[axis]
+        padded = (
+            (reach if layer.padding == "same" else 0) if isinstance(layer.padding, str) else 2 * layer.padding[axis]
+        )
         yield (layer.input_shape[1 + axis] + padded - reach - 1) // layer.stride[axis] + 1
