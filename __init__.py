@@ -25,11 +25,12 @@ _HOMES = {
     "Policy": ".policies.policy",
     "open_front": ".search.api",
     "resume": ".search.api",
-    "search": ".search.api",
+    "search": ".search",  # the package itself, which can be called
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'paretopress' has no attribute '{name}'; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    home = import_module(_HOMES[name], __name__)
+    return home if name == "search" else getattr(home, name)

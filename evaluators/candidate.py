@@ -18,7 +18,7 @@ from ..policies.apply import CompressedModel, apply_plan, settle_statistics
 from ..policies.coding.press import encode
 from ..policies.export.onnx import export_onnx
 from ..policies.forms import is_input_quantized, weighted_modules
-from ..policies.graph import ModelGraph
+from ..policies.graph import ModelGraph, input_energies
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from .accuracy import error_interval, error_pct
@@ -188,7 +188,7 @@ class CandidateEvaluator:
 
     def _compress(self, policy: Policy) -> CompressedModel:
         plan = make_plan(policy, self.bench.graph)
-        return apply_plan(plan, self.bench.graph, self.bench.model, self._calibration)
+        return apply_plan(plan, self.bench.graph, self.bench.model, self._calibration, self._energies)
 
     def _package(self, compressed: CompressedModel, watch: Stopwatch) -> Candidate:
         with watch("export"):
@@ -220,10 +220,15 @@ class CandidateEvaluator:
         loss = distillation(
             self.bench.model, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing
         )
-        train(compressed.model, self.bench.data, settings.recovery, seed=seed, loss=loss)
+        # A dense network that is handed over frozen is recovered like any other.
+        train(compressed.model.requires_grad_(True), self.bench.data, settings.recovery, seed=seed, loss=loss)
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)
+
+    @cached_property
+    def _energies(self) -> dict[str, Tensor]:
+        return input_energies(self.bench.model, self._calibration, self.bench.graph.groups)
 
     @cached_property
     def _screening(self) -> Pictures:

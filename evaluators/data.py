@@ -70,7 +70,8 @@ class Preprocess:
     def __call__(self, images: np.ndarray) -> Tensor:
         """Float32 input (N, C, H, W) of the network."""
         source = images if images.flags.writeable else images.copy()
-        x = torch.from_numpy(source)
+        # A single channel may have any stride, and torch would choose the layout of all maps by it.
+        x = torch.from_numpy(source).reshape(-1).view(source.shape)
         x = x.float().div_(255.0) if images.dtype == np.uint8 else x
         if self.size is not None and tuple(x.shape[-2:]) != self.size:
             x = functional.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)

@@ -165,7 +165,7 @@ class Profile:
     params
         Parameters that are not zero.
     activations
-        Values written by all operations.
+        Numbers written by all operations, those of pooling's indices left out: no deployed kernel writes them.
     peak_memory_bytes
         Largest sum of activations alive at one time, float32.
     unknown_operations
@@ -193,7 +193,7 @@ def profile(model: nn.Module, example: Tensor, int8_layers: Collection[str] = ()
         Names of the layers that the exported file computes in 8 bit.
     """
     counter = _Counter()
-    counter.ignore(model)
+    counter.ignore(example, *model.parameters(), *model.buffers())
     with torch.no_grad(), _watching(model, int8_layers, counter), counter:
         model(example)
     params = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
@@ -225,13 +225,13 @@ class _Counter(TorchDispatchMode):
         elif packet.__name__ not in _WITHOUT_MACS:
             self.unknown.add(packet.__name__)
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 self._track(tensor)
         return out
 
-    def ignore(self, model: nn.Module) -> None:
-        """Leave the network's own tensors out of the activations."""
-        for tensor in (*model.parameters(), *model.buffers()):
+    def ignore(self, *tensors: Tensor) -> None:
+        """Leave the input and the network's own tensors out of the activations."""
+        for tensor in tensors:
             self._seen.add(tensor.untyped_storage()._cdata)
 
     def _track(self, tensor: Tensor) -> None:

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .coding.tensors import DenseTensor, StoredTensor
 from .errors import CandidateError, FormatError
-from .forms import INPUT_RANGE, WEIGHTED, plain, stored_weight
-from .graph import ModelGraph, drop_channels, group_scores
+from .forms import INPUT_RANGE, WEIGHTED, plain, set_input_range, stored_weight, weighted_modules
+from .graph import ModelGraph, drop_channels, group_scores, input_energies
 from .plan import LayerPlan, Plan
 from .techniques import Phase, Technique
 
@@ -47,13 +47,21 @@ class CompressedModel:
         return dict(_stored_tensors(self.model))
 
 
-def apply_plan(plan: Plan, graph: ModelGraph, model: nn.Module, calibration: Tensor) -> CompressedModel:
+def apply_plan(
+    plan: Plan,
+    graph: ModelGraph,
+    model: nn.Module,
+    calibration: Tensor,
+    energies: Mapping[str, Tensor] | None = None,
+) -> CompressedModel:
     """Carry a plan out on a copy of the network.
 
     Parameters
     ----------
     calibration
         Input of the network (N, C, H, W), for activation ranges and batch-norm statistics.
+    energies
+        ``input_energies`` of the network, where the caller keeps them; measured on the calibration pictures otherwise.
 
     Raises
     ------
@@ -61,7 +69,9 @@ def apply_plan(plan: Plan, graph: ModelGraph, model: nn.Module, calibration: Ten
         Where a technique fails on the actual weights.
     """
     model = copy.deepcopy(model).eval()
-    _drop(plan, graph, model, calibration[:1])
+    if plan.channels and energies is None:
+        energies = input_energies(model, calibration[:STATISTICS_BATCH], graph.groups)
+    _drop(plan, graph, model, calibration[:1], energies)
     for layer in plan.layers:
         _carry_out(layer, model, {}, early=True)
     changed = bool(plan.channels) or any(t.phase < Phase.QUANTIZE for layer in plan.layers for t in layer.techniques)
@@ -72,10 +82,21 @@ def apply_plan(plan: Plan, graph: ModelGraph, model: nn.Module, calibration: Ten
     return CompressedModel(model.eval(), plan)
 
 
-def restore(plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[str, StoredTensor]) -> nn.Module:
+def restore(
+    plan: Plan,
+    graph: ModelGraph,
+    model: nn.Module,
+    tensors: Mapping[str, StoredTensor],
+    calibration: Tensor | None = None,
+) -> nn.Module:
     """The compressed network from its stored tensors: shapes by the plan, values from the file.
 
-    ``model`` is a network of the dense shape; its weights are of no account.
+    Parameters
+    ----------
+    model
+        A network of the dense shape; its weights are of no account.
+    calibration
+        Input of the network (N, C, H, W); where given, layers that the plan gives 8-bit inputs compute on them.
 
     Raises
     ------
@@ -83,7 +104,7 @@ def restore(plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[st
         Where the tensors do not fit the plan.
     """
     model = copy.deepcopy(model).eval()
-    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape))
+    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), None)
     for layer in plan.layers:
         module = model.get_submodule(layer.layer.name)
         for technique in layer.techniques:
@@ -95,7 +116,10 @@ def restore(plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[st
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise FormatError(f"the stored tensors do not fit the policy's shapes: {error}") from error
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    # A layer that stands under two names is stored once.
+    filled = model.state_dict()
+    known = {filled[name].data_ptr() for name in state if name in filled}
+    missing = [n for n in missing if not n.endswith("num_batches_tracked") and filled[n].data_ptr() not in known]
     if missing or unexpected:
         raise FormatError(
             f"the stored tensors do not fit the policy: missing {missing[:5]}, unexpected {unexpected[:5]}"
@@ -104,8 +128,12 @@ def restore(plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[st
 
 
 def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:
-    """Replace the batch norms' running statistics by those of the calibration pictures, in place."""
+    """Replace the batch norms' running statistics by those of the calibration pictures, in place.
+
+    A single picture has no spread to speak of; with it alone the statistics stay as they are.
+    """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = norms if len(calibration) > 1 else []
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -113,7 +141,7 @@ def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:
         norm.train()
     with torch.no_grad():
         for batch in calibration.split(STATISTICS_BATCH):
-            if len(batch) > 1:
+            if len(batch) > 1 or not norms:
                 model(batch)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
@@ -137,11 +165,25 @@ def settle_statistics(model: nn.Module) -> None:
                 variance.fill_(1 - norm.eps)
 
 
-def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) -> None:
+def _quantize_inputs(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
+    names = []
+    for layer in plan.layers:
+        if any(technique.needs_calibration for technique in layer.techniques):
+            inside = weighted_modules(model.get_submodule(layer.layer.name))
+            names += [_joined(layer.layer.name, name) if name else layer.layer.name for name, _ in inside]
+    with _recorded(model, names) as inputs, torch.no_grad():
+        model(calibration[:STATISTICS_BATCH])
+    for name, x in inputs.items():
+        set_input_range(model.get_submodule(name), float(x.min()), float(x.max()))
+
+
+def _drop(
+    plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, energies: Mapping[str, Tensor] | None
+) -> None:
     if not plan.channels:
         return
     groups = {group.root: group for group in graph.groups}
-    dropped = {root: step.choose(group_scores(model, groups[root])) for root, step in plan.channels.items()}
+    dropped = {root: step.choose(group_scores(model, groups[root], energies)) for root, step in plan.channels.items()}
     drop_channels(model, example, dropped)
     with torch.no_grad():
         try:
@@ -185,7 +227,8 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]
 
     def hook(name: str) -> Any:
         def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            inputs[name] = arguments[0].detach()
+            # Of several batches the first is the one that is sure to be full.
+            inputs.setdefault(name, arguments[0].detach())
 
         return record
 
@@ -198,8 +241,13 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put the module where the named one stands: under every name, since the forward pass may use any of them."""
+    old = model.get_submodule(name)
+    if module is old:
+        return
+    for place in [place for place, found in model.named_modules(remove_duplicate=False) if found is old]:
+        parent, _, child = place.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
 
 
 def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -61,6 +63,11 @@ class ChannelGroup:
         """Layers whose outputs the group is."""
         return tuple(member.layer for member in self.members if member.axis == "out")
 
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Layers whose inputs the group is."""
+        return tuple(member.layer for member in self.members if member.axis == "in")
+
 
 @dataclass(frozen=True)
 class ModelGraph:
@@ -99,7 +106,7 @@ class ModelGraph:
             )
         shape = tuple(example.shape[1:])
         try:
-            return cls(layers, tuple(_find_groups(model, example, layers)), shape)
+            return cls(layers, _tried(model, example, tuple(_find_groups(model, example, layers))), shape)
         except Exception as error:
             return cls(layers, (), shape, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
@@ -108,24 +115,54 @@ class ModelGraph:
         return next((group for group in self.groups if layer in group.producers), None)
 
 
-def group_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """Importance (channels,) of each channel: its squared weights summed over the layers that make or read it.
+def group_scores(model: nn.Module, group: ChannelGroup, energies: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Importance (channels,) of each channel: how much the layers that read it would lose.
 
-    Each layer's share is scaled to mean 1 before the sum, so that large layers do not drown small ones (the group norm of
-    2301.12900, with this scaling).
+    A reader loses the channel's squared weights times the mean square of what comes in, the diagonal of the layer-wise
+    second-order error (OBD, LeCun 1990, with the layer Hessian ``X^T X`` of 2208.11580). Each reader's share is scaled to
+    mean 1 before the sum, so that large layers do not drown small ones. Without energies the squared weights of readers
+    and makers are summed alone (the group norm of 2301.12900); they say little of a channel that a batch norm rescales.
+
+    Parameters
+    ----------
+    energies
+        Layer -> mean square of each input feature (in,), as ``input_energies`` measures them.
     """
     modules = dict(model.named_modules())
     total = torch.zeros(group.channels)
     for member in group.members:
         weight = cast(Tensor, modules[member.layer].weight).detach()
-        if member.axis == "in" and weight.shape[1] != group.channels * member.factor:
+        reads = member.axis == "in"
+        if weight.shape[1 if reads else 0] != group.channels * member.factor:
             continue
-        if member.axis == "out" and weight.shape[0] != group.channels * member.factor:
-            continue
-        squares = weight.square().transpose(0, 1) if member.axis == "in" else weight.square()
-        share = squares.reshape(group.channels, -1).sum(1)
+        features = (weight.transpose(0, 1) if reads else weight).flatten(1).square().sum(1)
+        if energies is not None and group.readers:
+            if not reads:
+                continue
+            features = features * energies[member.layer]
+        share = features.reshape(group.channels, -1).sum(1)
         total += share / share.mean().clamp_min(1e-12)
     return total
+
+
+def input_energies(model: nn.Module, calibration: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+    """Mean square (in,) of each input feature of the groups' readers, over calibration pictures (N, C, H, W)."""
+    energies: dict[str, Tensor] = {}
+    handles = []
+    for name in {name for group in groups for name in group.readers}:
+
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            features = inputs[0].transpose(0, 1) if isinstance(module, nn.Conv2d) else inputs[0].transpose(0, -1)
+            energies[name] = features.flatten(1).square().mean(1)
+
+        handles.append(model.get_submodule(name).register_forward_pre_hook(record))
+    try:
+        with torch.no_grad():
+            model(calibration)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return energies
 
 
 def drop_channels(model: nn.Module, example: Tensor, dropped: Mapping[str, Sequence[int]]) -> None:
@@ -137,6 +174,7 @@ def drop_channels(model: nn.Module, example: Tensor, dropped: Mapping[str, Seque
         Where a group would lose its last channel or cannot be pruned.
     """
     modules = dict(model.named_modules())
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     graph = _dependency_graph(model, example)
     for root, indices in dropped.items():
         module = modules[root]
@@ -144,14 +182,28 @@ def drop_channels(model: nn.Module, example: Tensor, dropped: Mapping[str, Seque
         if not graph.check_pruning_group(group):
             raise CandidateError(f"layer '{root}': dropping {len(indices)} channels would empty a layer; drop fewer")
         group.prune()
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains[name])
         parameter.grad = None
 
 
 def _dependency_graph(model: nn.Module, example: Tensor) -> torch_pruning.DependencyGraph:
-    with warnings.catch_warnings(), torch.enable_grad():
+    with warnings.catch_warnings(), torch.enable_grad(), _all_trainable(model):
         warnings.simplefilter("ignore")
         return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+
+
+@contextmanager
+def _all_trainable(model: nn.Module) -> Iterator[None]:
+    """Coupling is read from what autograd records, and of frozen parameters it records nothing."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _out_pruner(module: nn.Module) -> Any:
@@ -251,4 +303,34 @@ def _refusal(members: Sequence[Coupled], last: str, layers: Mapping[str, LayerIn
             return f"'{member.layer}' is a grouped convolution that is not depthwise"
         if member.axis == "out" and info.weight_shape[0] % member.factor:
             return f"'{member.layer}' is coupled in a way that cannot be followed"
+    return None
+
+
+def _tried(model: nn.Module, example: Tensor, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...]:
+    """The groups; refused are those that cannot in fact be dropped, as where a reshape has a channel count written in."""
+    free = [group for group in groups if group.refusal is None and group.channels > 1]
+    if _trial(model, example, free) is None:
+        return groups
+    refusals = {group.root: _trial(model, example, [group]) for group in free}
+    return tuple(replace(group, refusal=group.refusal or refusals.get(group.root)) for group in groups)
+
+
+def _trial(model: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> str | None:
+    """Why the first half of each group's channels cannot be dropped from a copy, or ``None``."""
+    trial = copy.deepcopy(model)
+    expected = {name: list(cast(Tensor, module.weight).shape[:2]) for name, module in weighted_modules(trial)}
+    for group in groups:
+        for member in group.members:
+            expected[member.layer][member.axis == "in"] -= group.channels // 2 * member.factor
+    try:
+        drop_channels(trial, example, {group.root: range(group.channels // 2) for group in groups})
+        with torch.no_grad():
+            before, after = model(example), trial(example)
+    # The forward pass is the user's own code and may raise anything once its shapes change.
+    except Exception as error:
+        return f"the network does not run without some of them ({next(iter(str(error).splitlines()), '')})"
+    if before.shape != after.shape:
+        return "its channels are the network's outputs"
+    if any(list(cast(Tensor, module.weight).shape[:2]) != expected[name] for name, module in weighted_modules(trial)):
+        return "it is coupled in a way that cannot be followed"
     return None

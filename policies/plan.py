@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
@@ -36,8 +37,8 @@ class Plan:
     Parameters
     ----------
     policy
-        Normalised: steps without effect left out, channel steps moved to the root of their group. Its digest is the
-        identity of a candidate.
+        Normalised: steps without effect left out, defaults written out, channel steps moved to the root of their group.
+        Its digest is the identity of a candidate.
     channels
         The channel step of each group's root.
     layers
@@ -71,6 +72,7 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
             except PolicyError as error:
                 complaints.append(f"layer '{name}': {error}")
                 continue
+            step = _spelled_out(technique)
             if isinstance(technique, PruneChannels):
                 complaints.extend(_place_channels(name, technique, step, graph, channels))
             else:
@@ -96,17 +98,22 @@ def _plan_layer(
 ) -> tuple[LayerPlan, list[Step]]:
     chosen: dict[int, tuple[Technique, Step]] = {}
     for technique, step in sorted(pairs, key=lambda pair: pair[0].phase):
-        if technique.is_identity(layer):
-            continue
         reason = technique.check(layer)
         if reason is not None:
             complaints.append(f"layer '{layer.name}': {technique.name} cannot be applied: {reason}")
+        elif technique.is_identity(layer):
+            continue
         elif technique.phase in chosen:
             other = chosen[technique.phase][0].name
             complaints.append(f"layer '{layer.name}': {other} and {technique.name} exclude each other; keep one")
         else:
             chosen[technique.phase] = (technique, step)
     return LayerPlan(layer, tuple(t for t, _ in chosen.values())), [s for _, s in chosen.values()]
+
+
+def _spelled_out(technique: Technique | PruneChannels) -> Step:
+    """The step with every hyper-parameter, so that a default left out makes no other candidate."""
+    return Step.of(technique.name, **asdict(cast(Any, technique)))
 
 
 def _place_channels(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -35,7 +37,7 @@ class Step:
     parameters: tuple[tuple[str, Scalar], ...] = ()
 
     @classmethod
-    def of(cls, technique: str, **parameters: Scalar) -> Step:
+    def of(cls, technique: str, /, **parameters: Scalar) -> Step:
         """A step from keyword hyper-parameters, in canonical order."""
         return cls(technique, tuple(sorted(parameters.items())))
 
@@ -104,14 +106,18 @@ class Policy:
             raise PolicyError(f"a policy is a mapping with 'version' and 'layers'; this is a {type(data).__name__}")
         unknown = sorted(set(data) - {"version", "layers"}, key=str)
         if unknown:
-            raise PolicyError(f"a policy has the keys 'version' and 'layers'; unknown: {', '.join(map(str, unknown))}")
+            raise PolicyError(
+                f"a policy has the keys 'version' and 'layers'; unknown: {', '.join(map(_brief, unknown))}"
+            )
         version = data.get("version", POLICY_VERSION)
-        if version != POLICY_VERSION:
-            raise PolicyError(f"this release reads policies of version {POLICY_VERSION}; this one says {version!r}")
-        layers = data.get("layers") or {}
+        if type(version) is not int or version != POLICY_VERSION:
+            raise PolicyError(
+                f"this release reads policies of version {POLICY_VERSION}; this one says {_brief(version)}"
+            )
+        layers = {} if data.get("layers") is None else data["layers"]
         if not isinstance(layers, dict):
             raise PolicyError(f"'layers' maps layer names to lists of steps; this is a {type(layers).__name__}")
-        return cls({str(name): _read_steps(str(name), steps) for name, steps in layers.items()})
+        return cls({name: _read_steps(name, steps) for name, steps in _named("'layers'", layers).items()})
 
     @classmethod
     def from_text(cls, text: str) -> Policy:
@@ -122,27 +128,62 @@ class Policy:
         PolicyError
             Where the text is too long, no YAML, or no policy.
         """
-        if len(text) > MAX_POLICY_BYTES:
-            raise PolicyError(f"a policy has at most {MAX_POLICY_BYTES} bytes; this text has {len(text)}")
+        size = len(text.encode(errors="surrogatepass"))
+        if size > MAX_POLICY_BYTES:
+            raise PolicyError(f"a policy has at most {MAX_POLICY_BYTES} bytes; this text has {size}")
         try:
-            return cls.from_dict(yaml.safe_load(text))
-        except (yaml.YAMLError, RecursionError) as error:
+            data = _parse(text)
+        # A date such as 2024-99-99 is a ValueError of PyYAML's own.
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise PolicyError(f"a policy is YAML or JSON; this text cannot be read: {error}") from error
+        return cls.from_dict(data)
+
+
+def _parse(text: str) -> object:
+    # JSON is not quite a part of PyYAML's YAML: that takes 1e-05 for text.
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return yaml.safe_load(text)
 
 
 def _read_steps(layer: str, steps: object) -> tuple[Step, ...]:
     if not isinstance(steps, list):
         raise PolicyError(
-            f"layer '{layer}': expected a list of steps such as [{{quantize: {{bits: 8}}}}], got {steps!r}"
+            f"layer '{layer}': expected a list of steps such as [{{quantize: {{bits: 8}}}}], got {_brief(steps)}"
         )
     return tuple(_read_step(layer, step) for step in steps)
 
 
 def _read_step(layer: str, step: object) -> Step:
     if not isinstance(step, dict) or len(step) != 1:
-        raise PolicyError(f"layer '{layer}': a step is one technique with its parameters, got {step!r}")
+        raise PolicyError(f"layer '{layer}': a step is one technique with its parameters, got {_brief(step)}")
     ((technique, parameters),) = step.items()
-    parameters = parameters or {}
-    if not isinstance(parameters, dict) or not all(isinstance(v, Scalar) for v in parameters.values()):
-        raise PolicyError(f"layer '{layer}', {technique}: parameters are names with plain values, got {parameters!r}")
-    return Step.of(str(technique), **{str(key): value for key, value in parameters.items()})
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, dict) or not all(map(_is_plain, parameters.values())):
+        raise PolicyError(
+            f"layer '{layer}', {technique}: parameters are names with plain, finite values, got {_brief(parameters)}"
+        )
+    return Step.of(str(technique), **_named(f"layer '{layer}', {technique}:", parameters))
+
+
+def _named(where: str, data: dict[Any, Any]) -> dict[str, Any]:
+    named = {str(key): value for key, value in data.items()}
+    if len(named) < len(data):
+        raise PolicyError(f"{where} has the same name as text and as a number; keep one")
+    return named
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _brief(value: object) -> str:
+    # A few lines of YAML aliases can stand for a value whose full text fills the memory.
+    try:
+        return reprlib.repr(value)
+    # Python prints no integer of more than 4300 digits.
+    except ValueError:
+        return f"a {type(value).__name__} with a number too long to print"

@@ -15,7 +15,14 @@ from .exporting import check_ending, write_candidate
 
 
 def apply_policy(
-    policy: Path, model: str, weights: str, data: str, image_size: int | None, out: Path
+    policy: Path,
+    model: str,
+    weights: str,
+    data: str,
+    out: Path,
+    *,
+    image_size: int | None = None,
+    num_classes: int | None = None,
 ) -> dict[str, float]:
     """Compress a network by a policy file and write it; its counted metrics.
 
@@ -32,7 +39,7 @@ def apply_policy(
     size = None if image_size is None else (image_size, image_size)
     pictures = load_data(data, image_size=size)
     channels = pictures.input_shape[0] if pictures.input_shape[0] != 3 else None
-    network = build_model(model, in_channels=channels).eval()
+    network = build_model(model, num_classes=num_classes, in_channels=channels).eval()
     load_weights(network, weights)
     example = pictures.preprocess(pictures.calibration.images[:1])
     graph = ModelGraph.trace(network, example)

@@ -22,10 +22,10 @@ BUDGET_METRICS = {
 }
 _UNITS: dict[str, dict[str, float]] = {
     "error": {"": 1, "%": 1},
-    "latency": {"ms": 1, "us": 1e-3, "s": 1e3},
+    "latency": {"": 1, "ms": 1, "us": 1e-3, "s": 1e3},
     "macs": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9},
     "params": {"": 1, "k": 1e3, "M": 1e6},
-    "energy": {"uJ": 1, "mJ": 1e3, "nJ": 1e-3},
+    "energy": {"": 1, "uJ": 1, "mJ": 1e3, "nJ": 1e-3},
 }
 _BYTES: dict[str, float] = {
     "": 1,

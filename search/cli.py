@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,9 @@ from rich.table import Table
 
 from .. import __version__
 from ..policies.errors import InputError, ParetopressError, VerificationError
-from .terminal import TerminalListener, front_table
+
+if TYPE_CHECKING:  # it brings torch, which help and wrong options need not wait for
+    from .terminal import TerminalListener
 
 app = typer.Typer(
     name="paretopress",
@@ -148,12 +150,13 @@ def apply(
         str, typer.Option(help="Data set whose training pictures calibrate activations and batch norms.")
     ] = "digits",
     image_size: Annotated[int | None, typer.Option(help="Side in pixels that pictures are scaled to.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="The network's outputs; its own number by default.")] = None,
     as_json: Json = False,
 ) -> None:
     """Carry a saved policy out on a network of the same shape, without search or recovery."""
     from .applying import apply_policy
 
-    metrics = apply_policy(policy, model, weights, data, image_size, out)
+    metrics = apply_policy(policy, model, weights, data, out, image_size=image_size, num_classes=num_classes)
     sizes = f"{metrics['stored_bytes']:,.0f} B stored, {metrics['onnx_bytes']:,.0f} B as ONNX"
     _say({"path": str(out), "metrics": metrics}, as_json, f"{out}: {sizes}")
 
@@ -227,6 +230,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: bool) -> None:
+    from .terminal import TerminalListener, front_table
+
     with TerminalListener(_errors) as listener:
         try:
             front = work(listener)

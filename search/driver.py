@@ -40,7 +40,7 @@ from .rundir import RunDirectory, sha256
 from .seeds import derive_seed
 from .study import Asked, Outcome, Study
 
-UNIFORM_SHARE = 0.3
+UNIFORM_SHARE = 0.5
 HOPELESS_AFTER = 16
 DENSE = Policy()
 

@@ -17,7 +17,7 @@ from .base import Choices, SuggestTrial
 
 KNOBS = ("channels", "rank", "sparsity", "precision")
 AUTO_TIE_ABOVE = 16
-_PRECISION = re.compile(r"^(?:float32|w(?P<bits>[2-8])(?P<act>a8)?|k(?P<clusters>\d{1,3}))$")
+_PRECISION = re.compile(r"float32|w(?P<bits>[2-8])(?P<act>a8)?|k(?P<clusters>\d{1,3})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ class Menu:
             if not getattr(self, name):
                 raise ConfigError(f"space.{name}: a menu needs at least one option")
         for text in self.precision:
-            match = _PRECISION.match(text)
+            match = _PRECISION.fullmatch(text)
             if match is None or (match["clusters"] and not 2 <= int(match["clusters"]) <= 256):
                 raise ConfigError(
                     f"space.precision: expected float32, wBa8, wB (B from 2 to 8) or kN (N from 2 to 256); got '{text}'"
                 )
+        for share in self.sparsity:
+            if not 0 <= share < 1:
+                raise ConfigError(f"space.sparsity: shares lie in [0, 1), 0 leaves the layer as it is; got {share}")
         for name in ("rank", "channels"):
             for share in getattr(self, name):
                 if not 0 < share <= 1:
@@ -173,7 +176,7 @@ class LayerwiseSpace:
 
 def precision_step(text: str) -> Iterator[Step]:
     """The step of a precision such as ``w4a8`` or ``k16``; none for ``float32``."""
-    match = _PRECISION.match(text)
+    match = _PRECISION.fullmatch(text)
     assert match is not None
     if match["bits"]:
         yield Step.of("quantize", bits=int(match["bits"]), activations="int8" if match["act"] else "float32")

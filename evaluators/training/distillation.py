@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,7 +25,8 @@ def distillation(teacher: nn.Module, temperature: float, teacher_weight: float, 
     teacher_weight
         a, in [0, 1].
     """
-    teacher.eval()
+    # On a copy: the caller's network must lie in memory as it did, for what is made from it later to be the same.
+    teacher = copy.deepcopy(teacher).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

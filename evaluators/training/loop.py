@@ -82,7 +82,7 @@ def train(
         Where the loss is no longer finite.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = -(-len(data.train) // recipe.batch_size)
+    steps = len(_starts(len(data.train), recipe.batch_size))
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _one_cycle(recipe, steps * recipe.epochs))
     start = _restore(checkpoint, model, optimizer, schedule, steps) if checkpoint is not None else 0
@@ -95,7 +95,8 @@ def train(
             _save(checkpoint, model, optimizer, epoch + 1)
         if on_epoch is not None:
             on_epoch(epoch + 1, mean)
-    model.eval()
+    # What is measured next must not depend on how the weights lie in memory.
+    model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _epoch(
@@ -112,10 +113,8 @@ def _epoch(
     order = torch.randperm(len(data.train), generator=generator).numpy()
     model.train()
     total = 0.0
-    for start in range(0, len(order), recipe.batch_size):
+    for start in _starts(len(order), recipe.batch_size):
         x, labels = _batch(data, data.train.take(order[start : start + recipe.batch_size]))
-        if len(labels) < 2:
-            continue
         x = recipe.augment(x, generator).contiguous(memory_format=torch.channels_last)
         value = loss(x, model(x), labels)
         optimizer.zero_grad(set_to_none=True)
@@ -124,6 +123,11 @@ def _epoch(
         schedule.step()
         total += float(value.detach()) * len(labels)
     return total / len(order)
+
+
+def _starts(pictures: int, batch_size: int) -> range:
+    """Where the batches begin; a single picture that is left over stays out: batch norm cannot train on it."""
+    return range(0, pictures - (batch_size > 1 and pictures % batch_size == 1), batch_size)
 
 
 def _batch(data: DataSet, part: Pictures) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,9 @@ class PruneChannels:
         return self.keep(layer.weight_shape[0]) >= layer.weight_shape[0]
 
     def keep(self, channels: int) -> int:
-        """How many of the channels are kept."""
+        """How many of the channels are kept; all of them at sparsity 0, on the grid or not."""
+        if self.sparsity == 0:
+            return channels
         wanted = (1 - self.sparsity) * channels
         return min(channels, max(self.multiple, round(wanted / self.multiple) * self.multiple))
 

@@ -1,0 +1,209 @@
+"""One candidate on scikit-learn's digits: what is measured is what the files hold."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from paretopress.evaluators.base import METRICS
+from paretopress.evaluators.candidate import (
+    CandidateEvaluator,
+    CandidateFactory,
+    Settings,
+    Stopwatch,
+    Workbench,
+    dense_counts,
+    file_error,
+    file_logits,
+)
+from paretopress.evaluators.data import SplitSizes
+from paretopress.evaluators.pool import Job
+from paretopress.evaluators.sources import load_data
+from paretopress.evaluators.training.loop import Recipe, train
+from paretopress.policies.apply import restore
+from paretopress.policies.architectures import DigitsCNN
+from paretopress.policies.coding.press import decode
+from paretopress.policies.errors import CandidateError, PolicyError
+from paretopress.policies.export.onnx import export_onnx
+from paretopress.policies.graph import ModelGraph
+from paretopress.policies.plan import make_plan
+from paretopress.policies.policy import Policy, Step
+
+torch.set_num_threads(1)
+
+SETTINGS = Settings(screen_pictures=100, screen_seconds=0.02, recovery=Recipe(epochs=1, batch_size=64, lr=0.01))
+POLICY = Policy(
+    {
+        "conv1": (Step.of("quantize", bits=8, activations="int8"),),
+        "conv2": (
+            Step.of("prune_channels", sparsity=0.5, multiple=8),
+            Step.of("quantize", bits=8, activations="int8"),
+        ),
+        "fc1": (Step.of("prune_magnitude", sparsity=0.8), Step.of("share", clusters=8)),
+        "fc2": (Step.of("svd", rank=6),),
+    }
+)
+POLICIES = {
+    "dense": Policy(),
+    "pruned": Policy({"fc1": (Step.of("prune_magnitude", sparsity=0.9),)}),
+    "mixed": POLICY,
+    "harsh": Policy({name: (Step.of("quantize", bits=2),) for name in ("conv1", "conv2", "fc1", "fc2")}),
+}
+TIMED = ("latency_ms", "latency_ratio", "latency_ratio_ci95_low", "latency_ratio_ci95_high")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    data = load_data("digits", sizes=SplitSizes(0.15, 64, 0.2), seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DigitsCNN()
+    train(model, data, Recipe(epochs=3, batch_size=64, lr=0.05), seed=0)
+    example = data.preprocess(data.calibration.images[:1])
+    reference = export_onnx(model, example, calibration=None)
+    return Workbench(model, ModelGraph.trace(model, example), data.without_test(), reference, SETTINGS)
+
+
+def counted(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on the clock."""
+    return {name: value for name, value in metrics.items() if name not in TIMED}
+
+
+def with_recipe(bench: Workbench, **changes: Any) -> CandidateEvaluator:
+    recipe = replace(SETTINGS.recovery, **changes)
+    return CandidateEvaluator(replace(bench, settings=replace(SETTINGS, recovery=recipe)))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_screening_gives_every_metric(bench, name):
+    result = CandidateEvaluator(bench).screen(POLICIES[name])
+    metrics = result["metrics"]
+    assert set(METRICS) <= set(metrics)
+    assert all(np.isfinite(value) and value >= 0 for value in metrics.values())
+    assert metrics["error_ci95_low"] <= metrics["error_pct"] <= metrics["error_ci95_high"]
+    assert metrics["latency_ratio"] > 0
+    assert metrics["unknown_operations"] == 0
+    assert set(result["seconds"]) == {"build", "export", "encode", "forward", "count", "probe"}
+    assert result["artefacts"] == {}
+    json.dumps(metrics)
+
+
+def test_the_dense_network_is_its_own_reference(bench):
+    metrics = CandidateEvaluator(bench).screen(Policy())["metrics"]
+    example = bench.data.preprocess(bench.data.calibration.images[:1])
+    known = dense_counts(bench.model, example, len(bench.reference))
+    same = ("macs", "params", "peak_memory_bytes")
+    assert {name: metrics[name] for name in same} == {name: known[name] for name in same}
+    assert metrics["macs"] == 1_264_256
+    screened = bench.data.validation.take(slice(0, 100))
+    assert metrics["error_pct"] == file_error(bench.reference, bench.data, screened, 1)
+
+
+def test_metrics_move_as_the_policy_says(bench):
+    found = {name: CandidateEvaluator(bench).screen(policy)["metrics"] for name, policy in POLICIES.items()}
+    dense, mixed, pruned = found["dense"], found["mixed"], found["pruned"]
+    for name in ("stored_bytes", "onnx_bytes", "macs", "params", "peak_memory_bytes", "energy_uj_estimate"):
+        assert mixed[name] < dense[name], name
+    assert pruned["stored_bytes"] < dense["stored_bytes"] / 2
+    assert pruned["macs"] == dense["macs"], "a dense kernel multiplies by the zeros"
+    assert pruned["params"] == dense["params"] - round(0.9 * 65_536)
+
+
+def test_recovered_sizes_and_errors_are_those_of_the_written_files(bench, tmp_path):
+    result = CandidateEvaluator(bench).recover(POLICY, seed=1)
+    for name, content in result["artefacts"].items():
+        (tmp_path / name).write_bytes(content)
+    metrics = result["metrics"]
+    assert metrics["stored_bytes"] == (tmp_path / "model.press").stat().st_size
+    assert metrics["onnx_bytes"] == (tmp_path / "model.onnx").stat().st_size
+    onnx = (tmp_path / "model.onnx").read_bytes()
+    assert metrics["error_pct"] == file_error(onnx, bench.data, bench.data.validation, 1)
+
+
+def test_the_stored_form_is_the_network_of_the_exported_one(bench):
+    files = CandidateEvaluator(bench).recover(POLICIES["pruned"], seed=1)["artefacts"]
+    press = decode(files["model.press"])
+    plan = make_plan(Policy.from_dict(press.metadata["policy"]), bench.graph)
+    restored = restore(plan, bench.graph, DigitsCNN(), press.tensors)
+    validation = bench.data.validation
+    with torch.no_grad():
+        direct = restored(bench.data.preprocess(validation.images)).numpy()
+    assert np.allclose(direct, file_logits(files["model.onnx"], bench.data, validation, 1), atol=1e-4)
+
+
+def test_the_same_policy_gives_the_same_files_and_figures_whatever_the_worker_did_before(bench):
+    used, fresh = CandidateEvaluator(bench), CandidateEvaluator(copy.deepcopy(bench))
+    first = used.build(POLICY, Stopwatch())
+    screened, recovered = used.screen(POLICY)["metrics"], used.recover(POLICY, seed=5)
+    for evaluator in (used, fresh):
+        again = evaluator.build(POLICY, Stopwatch())
+        assert (again.press, again.onnx) == (first.press, first.onnx)
+        assert counted(evaluator.screen(POLICY)["metrics"]) == counted(screened)
+        result = evaluator.recover(POLICY, seed=5)
+        assert result["artefacts"] == recovered["artefacts"]
+        assert counted(result["metrics"]) == counted(recovered["metrics"])
+
+
+def test_the_dense_network_is_left_as_it_was(bench):
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    CandidateEvaluator(bench).screen(POLICY)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    CandidateEvaluator(bench).recover(POLICY, seed=0)
+    assert all(torch.equal(value, bench.model.state_dict()[name]) for name, value in before.items())
+    assert not bench.model.training
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.3])
+@pytest.mark.parametrize("name", ["mixed", "harsh"])
+def test_recovery_is_never_worse_than_none(bench, name, lr):
+    without = with_recipe(bench, epochs=0).recover(POLICIES[name], seed=2)
+    tuned = with_recipe(bench, lr=lr).recover(POLICIES[name], seed=2)
+    assert tuned["metrics"]["error_pct"] <= without["metrics"]["error_pct"]
+    assert "train" in tuned["seconds"]
+    assert "train" not in without["seconds"]
+
+
+def test_recovery_wins_back_what_two_bits_lost(bench):
+    without = with_recipe(bench, epochs=0).recover(POLICIES["harsh"], seed=2)
+    tuned = with_recipe(bench, epochs=2).recover(POLICIES["harsh"], seed=2)
+    assert tuned["metrics"]["error_pct"] < without["metrics"]["error_pct"]
+    assert tuned["artefacts"]["model.press"] != without["artefacts"]["model.press"]
+
+
+def test_a_network_that_comes_frozen_is_recovered_like_any_other(bench):
+    frozen = replace(bench, model=copy.deepcopy(bench.model).requires_grad_(False))
+    one, other = (CandidateEvaluator(b).recover(POLICY, seed=4) for b in (bench, frozen))
+    assert one["artefacts"] == other["artefacts"]
+
+
+def test_a_policy_that_does_not_fit_is_refused(bench):
+    with pytest.raises(PolicyError, match="layer 'conv9' is unknown"):
+        CandidateEvaluator(bench).screen(Policy({"conv9": (Step.of("quantize", bits=8),)}))
+
+
+def test_recovery_that_diverges_is_a_fault_of_the_candidate(bench):
+    with pytest.raises(CandidateError, match="training diverged"):
+        with_recipe(bench, lr=1e20).recover(POLICIES["dense"], seed=0)
+
+
+def test_halved_batches_give_the_same_screening(bench):
+    evaluator = CandidateEvaluator(bench)
+    assert evaluator.with_halved_batches(0) is evaluator
+    halved = evaluator.with_halved_batches(3).screen(POLICY)["metrics"]
+    assert halved["error_pct"] == pytest.approx(evaluator.screen(POLICY)["metrics"]["error_pct"], abs=1.0)
+    assert evaluator.with_halved_batches(9).bench.settings.recovery.batch_size == 2
+
+
+def test_a_worker_does_the_job_at_the_rung_it_names(bench):
+    worker = pickle.loads(pickle.dumps(CandidateFactory(bench)))()
+    job = Job("a", POLICY.to_json(), "screen", 60.0)
+    assert counted(worker(job)["metrics"]) == counted(CandidateEvaluator(bench).screen(POLICY)["metrics"])
+    result = worker(replace(job, fidelity="recover", payload={"seed": 5}))
+    assert set(result["artefacts"]) == {"model.onnx", "model.press"}

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import paretopress
+import pytest
+from paretopress.policies.errors import ConfigError
+from paretopress.search.config import MAX_CONFIG_BYTES, Config, load_config, make_config, parse_yaml
+from pydantic import ValidationError
+
+CONFIGS = sorted((Path(paretopress.__file__).parent / "configs").glob("*.yaml"))
+MODEL = {"name": "family:digits_cnn", "train": {"epochs": 1}}
+
+
+def nested(path: str, value: object) -> dict[str, Any]:
+    """``a.b`` and 1 as ``{"a": {"b": 1}}``, beside a model; a section in brackets is a list of one."""
+    out: Any = value
+    for key in reversed(path.split(".")):
+        out = {key.strip("[]"): [out] if key.startswith("[") else out}
+    merged = {"model": MODEL, **out}
+    merged["model"] = {**MODEL, **out.get("model", {})}
+    return merged
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("serch", "search"),
+        ("model.wieghts", "weights"),
+        ("model.train.epoch", "epochs"),
+        ("model.train.augment.shfit", "shift"),
+        ("data.validaton", "validation"),
+        ("space.sparsty", "sparsity"),
+        ("search.evaluation", "evaluations"),
+        ("recovery.temprature", "temperature"),
+        ("recovery.augment.flp", "flip"),
+        ("latency.screen_second", "screen_seconds"),
+        ("pool.worker", "workers"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(path: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(nested(path, 1), source="mine.yaml")
+    assert f"unknown key '{path}'; did you mean '{nearest}'?" in str(caught.value)
+    assert str(caught.value).startswith("mine.yaml is not valid")
+
+
+def test_an_unknown_key_of_a_rule_names_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigError, match=r"'space\.rules\.0\.sparsty'; did you mean 'sparsity'\?"):
+        make_config(nested("space.[rules]", {"layers": "fc*", "sparsty": [0.0, 0.5]}))
+
+
+def test_an_unknown_key_that_is_near_to_none_lists_what_is_known() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'zzz'; known: model, data, quality, budgets"):
+        make_config(nested("zzz", 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("budgets.latncy", "0.5x", "unknown budget 'latncy'; did you mean 'latency'?"),
+        ("budgets.stored", "44 parsecs", "budgets.stored: unknown unit 'parsecs'; expected a size such as 44kB"),
+        ("search.objectives", ["eror"], "search.objectives: unknown objective 'eror'; did you mean 'error'?"),
+        ("search.evaluations", 0, "search.evaluations: Input should be greater than or equal to 1 (got 0)"),
+        ("search.sampler", "cmaes", "search.sampler: Input should be 'nsga2', 'tpe', 'gp' or 'random' (got 'cmaes')"),
+        ("latency.pairs", 10, "latency.pairs: Input should be greater than or equal to 50 (got 10)"),
+        ("seed", -1, "seed: Input should be greater than or equal to 0 (got -1)"),
+    ],
+)
+def test_a_wrong_value_says_where_what_was_expected_and_what_came(path: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(nested(path, value))
+    assert expected in str(caught.value)
+
+
+def test_every_complaint_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({**nested("search.evaluation", 1), "seed": "x", "budgets": {"size": "1kB"}})
+    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == [
+        "budgets",
+        "unknown key 'search.evaluation'; did you mean 'evaluations'?",
+        "seed",
+    ]
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_a_configuration_that_is_no_mapping_is_refused(data: object) -> None:
+    with pytest.raises(ConfigError, match=r"expected a mapping with 'model', 'data', 'budgets', \.\.\.; got "):
+        make_config(data)
+
+
+def test_a_missing_model_is_named() -> None:
+    with pytest.raises(ConfigError, match="'model' is missing"):
+        make_config({})
+
+
+def test_a_named_network_needs_weights_or_a_recipe() -> None:
+    with pytest.raises(ConfigError, match=r"give model\.weights \(a file\) or model\.train"):
+        make_config({"model": {"name": "timm:resnet18"}})
+    own = make_config({"model": {"name": "my.module:trained_network"}})
+    assert own.model.weights is None, "a function of the user's own may return a trained network"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [1",
+        "\tx: 1",
+        "seed: 2026-13-45",
+        "seed: !!timestamp x",
+        "[" * 5000,
+        "a: \x00",
+        "x: &a *b",
+        "!!python/name:os.system",
+    ],
+)
+def test_text_that_is_no_yaml_is_refused_in_one_message(text: str) -> None:
+    with pytest.raises(ConfigError, match="the configuration is no valid YAML"):
+        parse_yaml(text)
+
+
+def test_a_text_without_end_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(ConfigError, match=f"at most {MAX_CONFIG_BYTES} bytes"):
+        parse_yaml("#" * (MAX_CONFIG_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("search.evaluations=7", "search", "evaluations", 7),
+        ("space.sparsity=[0.0, 0.25]", "space", "sparsity", (0.0, 0.25)),
+        ("model.train.augment.shift=3", "model", "train", 3),
+        ("budgets.error=+1.0", "budgets", "error", "+1.0"),
+        ("pool.kind=in-process", "pool", "kind", "in-process"),
+    ],
+)
+def test_an_override_changes_one_value(override: str, section: str, key: str, value: object) -> None:
+    plain = {"model": MODEL, "search": {"batch": 2}}
+    config = make_config(plain, (override,))
+    part = getattr(config, section)
+    found = part[key] if isinstance(part, dict) else getattr(part, key)
+    assert (found.augment.shift if key == "train" else found) == value
+    assert config.search.batch == 2 and config.model.train is not None and config.model.train.epochs == 1
+    assert plain == {"model": {"name": "family:digits_cnn", "train": {"epochs": 1}}, "search": {"batch": 2}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.evaluations", r"--set takes a\.b=value, got 'search\.evaluations'"),
+        ("=3", r"--set takes a\.b=value"),
+        ("seed.x=3", "'seed' is a value, not a section"),
+        ("search.evaluatoins=3", "did you mean 'evaluations'"),
+        ("search.evaluations=[", "no valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config({"model": MODEL, "seed": 1}, (override,))
+
+
+def test_the_sign_of_points_above_the_dense_network_is_kept() -> None:
+    data = parse_yaml("budgets: {error: +1.0, stored: 1500.0}\nmodel: {name: my:net}\nseed: 3")
+    assert data["budgets"] == {"error": "+1.0", "stored": 1500.0} and data["seed"] == 3
+    relative, absolute = make_config(data).limits()
+    assert (relative.kind, relative.value) == ("plus", 1.0)
+    assert (absolute.kind, absolute.value) == ("absolute", 1500.0)
+    written = make_config(data).to_yaml()
+    assert make_config(parse_yaml(written)).limits()[0].kind == "plus"
+
+
+def test_a_number_without_a_sign_is_absolute() -> None:
+    (budget,) = make_config(parse_yaml("{model: {name: my:net}, budgets: {error: 1.0}}")).limits()
+    assert budget.kind == "absolute"
+
+
+def test_there_are_configurations_to_load() -> None:
+    assert {path.stem for path in CONFIGS} >= {"quickstart", "mnist_lenet5"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_loads_and_comes_back_from_its_resolved_form(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(resolved) == config
+    assert f"paretopress search configs/{path.name}" in path.read_text(encoding="utf-8"), "it says how it is run"
+
+
+def test_the_resolved_form_holds_every_default() -> None:
+    plain = parse_yaml(make_config({"model": MODEL}).to_yaml())
+    assert list(plain) == list(Config.model_fields)
+    assert plain["search"]["sampler"] == "nsga2" and plain["recovery"]["augment"]["shift"] == 0
+
+
+def test_a_configuration_cannot_be_changed_once_made() -> None:
+    config = make_config({"model": MODEL})
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=f"cannot read the configuration {path}"):
+            load_config(path)
+
+
+def test_the_schema_refuses_unknown_keys_and_describes_the_known_ones() -> None:
+    schema = Config.model_json_schema()
+    assert schema["additionalProperties"] is False and set(schema["properties"]) == set(Config.model_fields)
+    assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
+    assert schema["$defs"]["SearchConfig"]["properties"]["evaluations"]["description"]

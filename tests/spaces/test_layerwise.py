@@ -1,0 +1,238 @@
+"""The layerwise space: its contract on several networks, units of tied layers, rules and menus."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import pytest
+import torch
+from paretopress.evaluators.models import build_model
+from paretopress.policies.architectures import DigitsCNN, LeNet5, ResNet20
+from paretopress.policies.errors import ConfigError
+from paretopress.policies.graph import ModelGraph
+from paretopress.policies.plan import make_plan
+from paretopress.policies.policy import Policy, Step
+from paretopress.policies.techniques import build
+from paretopress.search.config import SpaceConfig, SpaceRule
+from paretopress.search.prepare import make_space
+from paretopress.spaces.layerwise import LayerwiseSpace, Menu, factor_step, make_units, precision_step
+from paretopress.tests.contracts.space import CONTRACT, Case, FixedTrial
+
+torch.set_num_threads(1)
+
+NETWORKS = {
+    "digits": (DigitsCNN, (1, 8, 8)),
+    "lenet5": (LeNet5, (1, 28, 28)),
+    "resnet20": (lambda: ResNet20(width=8), (3, 32, 32)),
+    "mobilenet": (lambda: build_model("timm:mobilenetv2_035", num_classes=10), (3, 32, 32)),
+}
+RICH = SpaceConfig(
+    sparsity=(0.0, 0.5, 0.9),
+    precision=("float32", "w8a8", "w4", "k16"),
+    rank=(1.0, 0.5, 0.25),
+    channels=(1.0, 0.75, 0.5),
+)
+
+
+@functools.cache
+def graph_of(name: str) -> ModelGraph:
+    make, shape = NETWORKS[name]
+    return ModelGraph.trace(make().eval(), torch.randn(1, *shape))
+
+
+def rich(name: str, **changes) -> LayerwiseSpace:
+    return make_space(RICH.model_copy(update=changes), graph_of(name))
+
+
+CASES = {
+    "digits": ("digits", {}),
+    "digits, tucker": ("digits", {"factorize": "tucker2"}),
+    "digits, tied": ("digits", {"tie": (("conv*",), ("fc*",))}),
+    "lenet5, all tied": ("lenet5", {"tie": "all"}),
+    "lenet5, skipped": ("lenet5", {"skip": ("conv1", "fc2")}),
+    "lenet5, never dense": ("lenet5", {"sparsity": (0.5, 0.9), "precision": ("k16", "w4a8"), "channels": (0.5, 0.25)}),
+    "lenet5, ruled": ("lenet5", {"rules": (SpaceRule(layers="fc*", sparsity=(0.0,), rank=(1.0, 0.1)),)}),
+    "resnet20, by stage": ("resnet20", {"multiple": 2}),
+    "resnet20, untied": ("resnet20", {"tie": "none", "multiple": 4}),
+    "mobilenet": ("mobilenet", {"multiple": 4}),
+}
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", CASES)
+def test_contract(name, check):
+    network, changes = CASES[name]
+    check(Case(rich(network, **changes), graph_of(network)))
+
+
+@pytest.mark.parametrize(
+    ("network", "tie", "units"),
+    [
+        ("lenet5", "none", {"conv1": 1, "conv2": 1, "fc1": 1, "fc2": 1}),
+        ("lenet5", "auto", {"conv1": 1, "conv2": 1, "fc1": 1, "fc2": 1}),
+        ("lenet5", "all", {"all": 4}),
+        ("lenet5", [["conv*"], ["fc1", "fc2"]], {"conv*": 2, "fc1+fc2": 2}),
+        ("lenet5", [["*2"]], {"conv1": 1, "*2": 2, "fc1": 1}),
+        ("lenet5", [["fc2", "conv1"], ["*"]], {"fc2+conv1": 2, "*": 2}),
+        ("resnet20", "auto", {"conv1": 1, "layer1": 6, "layer2": 7, "layer3": 7, "fc": 1}),
+        ("resnet20", "stage", {"conv1": 1, "layer1": 6, "layer2": 7, "layer3": 7, "fc": 1}),
+        (
+            "mobilenet",
+            "stage",
+            {"conv_stem": 1, **{f"blocks.{i}": None for i in range(7)}, "conv_head": 1, "classifier": 1},
+        ),
+    ],
+)
+def test_tie_modes(network, tie, units):
+    made = make_units(graph_of(network), tie, ())
+    assert set(made) == set(units)
+    assert all(count is None or len(made[unit]) == count for unit, count in units.items())
+    assert sorted(name for names in made.values() for name in names) == sorted(graph_of(network).layers)
+
+
+def test_tied_layers_share_their_choice():
+    space = rich("lenet5", tie="all")
+    policy = space.suggest(FixedTrial({knob: 1 for knob in space.menu()}))
+    for name in ("conv1", "conv2", "fc1", "fc2"):
+        assert Step.of("quantize", bits=8, activations="int8") in policy.layers[name]
+        assert Step.of("prune_magnitude", sparsity=0.5) in policy.layers[name]
+
+
+def test_skipped_layers_are_left_alone():
+    space = rich("lenet5", skip=("conv*",))
+    assert not any(name.startswith("conv") for name in space.menu())
+    for choices in space.uniform():
+        assert not {"conv1", "conv2"} & set(space.policy(choices).layers)
+
+
+def test_a_rule_replaces_the_menus_it_names_and_the_last_one_stands():
+    rules = (
+        SpaceRule(layers="fc*", sparsity=(0.0, 0.99), precision=("k4", "k8")),
+        SpaceRule(layers="fc2", sparsity=(0.0, 0.1)),
+    )
+    menu = rich("lenet5", rules=rules).menu()
+    assert menu["conv2/sparsity"] == (0.0, 0.5, 0.9)
+    assert menu["fc1/sparsity"] == (0.0, 0.99)
+    assert (menu["fc2/sparsity"], menu["fc2/precision"]) == ((0.0, 0.1), ("k4", "k8"))
+    assert menu["fc1/channels"] == (1.0, 0.75, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tie", "skip", "message"),
+    [
+        ("none", ("conv9",), "space.skip: 'conv9' matches no layer; the network has conv1, conv2, fc1, fc2"),
+        ("none", ("conv1", "nothing*"), r"space.skip: 'nothing\*' matches no layer"),
+        ("none", ("*",), "space.skip leaves no layer"),
+        ([["conv1"], ["lstm*"]], (), r"space.tie: \['lstm\*'\] matches no layer that is still free"),
+        ([["conv*"], ["conv1"]], (), r"space.tie: \['conv1'\] matches no layer that is still free"),
+        ([["conv1"]], ("conv1",), r"space.tie: \['conv1'\] matches no layer"),
+        ([[]], (), "matches no layer"),
+    ],
+)
+def test_patterns_that_match_nothing_are_refused(tie, skip, message):
+    with pytest.raises(ConfigError, match=message):
+        make_units(graph_of("lenet5"), tie, skip)
+
+
+@pytest.mark.parametrize(
+    ("menu", "message"),
+    [
+        ({"sparsity": ()}, "space.sparsity: a menu needs at least one option"),
+        ({"precision": ()}, "space.precision: a menu needs"),
+        ({"rank": ()}, "space.rank: a menu needs"),
+        ({"channels": ()}, "space.channels: a menu needs"),
+        *(
+            ({"precision": ("float32", text)}, "space.precision: expected float32, wBa8")
+            for text in ("w1", "w9", "w16", "w8a4", "k1", "k0", "k257", "k", "int8", "", "w8\n", " w8", "W8", "k١٦")
+        ),
+        *(({"rank": (1.0, share)}, "space.rank: shares lie in") for share in (0.0, -0.5, 1.5, float("nan"))),
+        *(({"channels": (1.0, share)}, "space.channels: shares lie in") for share in (0.0, 2.0, float("inf"))),
+        *(({"sparsity": (0.0, share)}, "space.sparsity: shares lie in") for share in (1.0, -0.1, float("nan"))),
+    ],
+)
+def test_bad_menus_are_refused(menu, message):
+    with pytest.raises(ConfigError, match=message):
+        Menu(**menu)
+
+
+def test_knobs_without_effect_are_not_offered():
+    offered = set(rich("lenet5").menu())
+    assert "fc2/channels" not in offered, "they are the network's outputs"
+    assert {"conv1/channels", "conv2/channels", "fc1/channels", "fc1/rank", "conv2/rank"} <= offered
+    assert "conv1/channels" not in set(rich("lenet5", channels=(1.0, 0.5), multiple=32).menu())
+    assert "conv1/sparsity" not in set(rich("lenet5", sparsity=(0.0, 0.0005)).menu())
+    assert not any(knob.endswith("/rank") for knob in rich("lenet5", rank=(1.0,)).menu())
+    untied = rich("resnet20", tie="none", multiple=2).menu()
+    assert "conv1/channels" in untied
+    assert "layer1.0.conv2/channels" not in untied, "its channels follow conv1"
+    assert "layer2.0.shortcut.0/rank" not in untied, "a 1 x 1 kernel cannot be split"
+
+
+def test_where_the_coupling_is_unknown_no_channels_are_offered():
+    graph = graph_of("lenet5")
+    unknown = ModelGraph(graph.layers, (), graph.input_shape, "RuntimeError: an operation")
+    assert not any(knob.endswith("/channels") for knob in make_space(RICH, unknown).menu())
+
+
+def test_a_space_without_a_choice_is_refused():
+    with pytest.raises(ConfigError, match="every menu has one option or none fits a layer"):
+        make_space(SpaceConfig(precision=("w8",)), graph_of("lenet5"))
+
+
+def test_uniform_choices_start_with_the_first_options_and_treat_every_layer_alike():
+    space = rich("lenet5")
+    uniform = list(space.uniform())
+    assert space.policy(uniform[0]) == Policy()
+    alone = [{name.rpartition("/")[2] for name, index in choices.items() if index} for choices in uniform[1:8]]
+    assert all(len(knobs) == 1 for knobs in alone)
+    for choices in uniform:
+        by_knob = {}
+        for name, index in choices.items():
+            by_knob.setdefault(name.rpartition("/")[2], set()).add(index)
+        assert all(len(indices) == 1 for indices in by_knob.values())
+    assert len(uniform) == 1 + 2 + 2 + 2 + 3 + 3 * (2 * 3)
+
+
+def test_policies_outside_the_menus_have_no_choices():
+    space = rich("lenet5")
+    for step in (Step.of("quantize", bits=3), Step.of("prune_magnitude", sparsity=0.51), Step.of("svd", rank=3)):
+        assert space.choices(Policy({"fc1": (step,)})) is None
+    assert rich("lenet5", skip=("fc1",)).choices(Policy({"fc1": (Step.of("share", clusters=16),)})) is None
+
+
+def test_the_normal_form_of_a_policy_has_the_same_choices():
+    space = rich("lenet5", rank=(1.0,))
+    for choices in space.uniform():
+        policy = space.policy(choices)
+        assert space.choices(make_plan(policy, graph_of("lenet5")).policy) == space.choices(policy)
+
+
+def test_the_inverse_is_quick_on_a_deep_network():
+    space = rich("mobilenet", tie="none", multiple=4)
+    policy = space.suggest(FixedTrial({knob: len(options) - 1 for knob, options in space.menu().items()}))
+    start = time.process_time()
+    assert space.suggest(FixedTrial(space.choices(policy))) == policy
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.25, 0.1])
+@pytest.mark.parametrize(("layer", "factorize"), [("conv2", "svd_spatial"), ("conv2", "tucker2"), ("fc1", "tucker2")])
+def test_factors_hold_about_the_share_of_the_weights_that_was_asked(layer, factorize, share):
+    info = graph_of("lenet5").layers[layer]
+    kept = build(factor_step(info, share, factorize)).cost(info).weight_bits / (32 * info.weights)
+    assert kept == pytest.approx(share, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("float32", []),
+        ("w8a8", [Step.of("quantize", bits=8, activations="int8")]),
+        ("w3", [Step.of("quantize", bits=3, activations="float32")]),
+        ("k16", [Step.of("share", clusters=16)]),
+        ("k256", [Step.of("share", clusters=256)]),
+    ],
+)
+def test_precisions_name_their_technique(text, steps):
+    assert list(precision_step(text)) == steps
