@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..policies.apply import CompressedModel, apply_plan, settle_statistics
 from ..policies.coding.press import encode
+from ..policies.errors import CandidateError
 from ..policies.export.onnx import export_onnx
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import ModelGraph, input_energies
@@ -163,28 +164,39 @@ class CandidateEvaluator:
     def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
         """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
 
-        Where fine-tuning did not help, the candidate is kept as it was.
+        Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0).
         """
         watch = Stopwatch()
         best = self.build(policy, watch)
         validation = self.bench.data.validation
         with watch("forward"):
             error = self._error(best.onnx, validation)
-        if self.bench.settings.recovery.epochs:
-            with watch("train"):
-                compressed = self._compress(policy)
-                self._train(compressed, seed)
-            tuned = self._package(compressed, watch)
+        recovered = False
+        tuned = self._tuned(policy, seed, watch)
+        if tuned is not None:
             with watch("forward"):
                 tuned_error = self._error(tuned.onnx, validation)
-            if tuned_error <= error:
-                best, error = tuned, tuned_error
-        metrics = self._measure(best, error, len(validation), watch)
+            recovered = tuned_error <= error
+        if tuned is not None and recovered:
+            best, error = tuned, tuned_error
+        metrics = self._measure(best, error, len(validation), watch) | {"recovered": float(recovered)}
         return {
             "metrics": metrics,
             "seconds": watch.seconds,
             "artefacts": {"model.onnx": best.onnx, "model.press": best.press},
         }
+
+    def _tuned(self, policy: Policy, seed: int, watch: Stopwatch) -> Candidate | None:
+        """The candidate after fine-tuning; ``None`` where none is asked for or it diverged."""
+        if not self.bench.settings.recovery.epochs:
+            return None
+        with watch("train"):
+            compressed = self._compress(policy)
+            try:
+                self._train(compressed, seed)
+            except CandidateError:
+                return None
+        return self._package(compressed, watch)
 
     def _compress(self, policy: Policy) -> CompressedModel:
         plan = make_plan(policy, self.bench.graph)

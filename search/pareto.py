@@ -37,11 +37,18 @@ def ranks(values: np.ndarray, violations: np.ndarray) -> np.ndarray:
 
 
 def front(values: np.ndarray, violations: np.ndarray) -> np.ndarray:
-    """Indices of the points of rank 0, ordered by the first objective."""
+    """Indices of the points of rank 0, ordered by the first objective; quicker than all ranks."""
     if len(values) == 0:
         return np.zeros(0, int)
-    indices = np.flatnonzero(ranks(values, violations) == 0)
-    return indices[np.lexsort(values[indices].T[::-1])]
+    missed = np.maximum(violations, 0)
+    nearest = np.flatnonzero(missed == missed.min())
+    kept: list[int] = []
+    # In this order no point is dominated by a later one.
+    for index in nearest[np.lexsort(values[nearest].T[::-1])]:
+        above = values[kept]
+        if not ((above <= values[index]).all(1) & (above < values[index]).any(1)).any():
+            kept.append(int(index))
+    return np.array(kept, int)
 
 
 def crowding(values: np.ndarray) -> np.ndarray:

@@ -42,14 +42,14 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     return list(a) == list(b) and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for a process that ends in the middle of a run."""
 
 
 def stop_after(epochs: int):
     def on_epoch(epoch: int, _: float) -> None:
         if epoch == epochs:
-            raise Stopped
+            raise StoppedError
 
     return on_epoch
 
@@ -62,7 +62,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, op
     train(whole, data_of(count), recipe, seed=3)
     checkpoint = tmp_path / "training.safetensors"
     for epochs in (1, 3):
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(parts, data_of(count), recipe, seed=3, checkpoint=checkpoint, on_epoch=stop_after(epochs))
         parts = network(seed=9)
     seen = []
@@ -113,7 +113,7 @@ def test_training_learns():
 
 
 def test_divergence_is_a_fault_of_the_candidate():
-    with pytest.raises(CandidateError, match="training diverged in epoch 1 .*lower the learning rate"):
+    with pytest.raises(CandidateError, match=r"training diverged in epoch 1 .*lower the learning rate"):
         train(network(), data_of(), Recipe(epochs=3, batch_size=8, lr=1e20), seed=0)
 
 

@@ -415,6 +415,18 @@ def test_an_unknown_layer_names_the_nearest_known_one(tmp_path: Path, weights: P
     assert "--out: expected a path that ends in .onnx or .press" in refused(*arguments, "--out", tmp_path / "model.pt")
 
 
+def test_apply_takes_a_network_of_another_number_of_classes(
+    tmp_path: Path, done: Callable[..., dict[str, Any]]
+) -> None:
+    (tmp_path / "p.yaml").write_text("layers: {fc1: [{share: {clusters: 16}}]}")
+    save_network(build_model("family:digits_cnn", num_classes=12), tmp_path / "twelve.safetensors")
+    made = done(
+        *("apply", tmp_path / "p.yaml", "--model", "family:digits_cnn", "--num-classes", 12),
+        *("--weights", tmp_path / "twelve.safetensors", "--out", tmp_path / "model.press"),
+    )
+    assert (tmp_path / "model.press").stat().st_size == made["metrics"]["stored_bytes"]
+
+
 def test_apply_refuses_weights_of_the_wrong_shape(tmp_path: Path, refused: Refuse) -> None:
     (tmp_path / "p.yaml").write_text("layers: {}")
     save_network(build_model("family:lenet5"), tmp_path / "lenet5.safetensors")

@@ -93,7 +93,7 @@ def test_tie_modes(network, tie, units):
 
 def test_tied_layers_share_their_choice():
     space = rich("lenet5", tie="all")
-    policy = space.suggest(FixedTrial({knob: 1 for knob in space.menu()}))
+    policy = space.suggest(FixedTrial(dict.fromkeys(space.menu(), 1)))
     for name in ("conv1", "conv2", "fc1", "fc2"):
         assert Step.of("quantize", bits=8, activations="int8") in policy.layers[name]
         assert Step.of("prune_magnitude", sparsity=0.5) in policy.layers[name]
