@@ -9,12 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .policies.version import VERSION
+
 if TYPE_CHECKING:
     from .policies.errors import ParetopressError
     from .policies.policy import Policy
     from .search.api import Candidate, Front, open_front, resume, search
 
-__version__ = "0.1.0"
+
+__version__ = VERSION
 
 __all__ = ["Candidate", "Front", "ParetopressError", "Policy", "__version__", "open_front", "resume", "search"]
 

@@ -31,8 +31,8 @@ def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     # The runtime has an exception class for each status, with no common base of its own.
     except Exception as error:
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CandidateError(f"ONNX Runtime {onnxruntime.__version__} cannot load this network: {cause}") from error
+        version = onnxruntime.__version__
+        raise CandidateError(f"ONNX Runtime {version} cannot load this network: {_first_line(error)}") from error
 
 
 def logits(session: onnxruntime.InferenceSession, x: np.ndarray, batch_size: int) -> np.ndarray:
@@ -42,9 +42,18 @@ def logits(session: onnxruntime.InferenceSession, x: np.ndarray, batch_size: int
     ------
     DataError
         Where there are no inputs.
+    CandidateError
+        Where the runtime cannot carry the network out.
     """
     if len(x) == 0:
         raise DataError("expected at least one picture to run the network on, got none; check the split's size")
     source, target = session.get_inputs()[0].name, session.get_outputs()[0].name
-    parts = [session.run([target], {source: x[i : i + batch_size]})[0] for i in range(0, len(x), batch_size)]
+    try:
+        parts = [session.run([target], {source: x[i : i + batch_size]})[0] for i in range(0, len(x), batch_size)]
+    except Exception as error:
+        raise CandidateError(f"ONNX Runtime cannot run this network: {_first_line(error)}") from error
     return np.concatenate(parts)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -133,8 +133,8 @@ class Policy:
             raise PolicyError(f"a policy has at most {MAX_POLICY_BYTES} bytes; this text has {size}")
         try:
             data = _parse(text)
-        # A date such as 2024-99-99 is a ValueError of PyYAML's own.
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
+        # A date such as 2024-99-99 is a ValueError of PyYAML's own, a tag on the wrong value an AttributeError.
+        except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
             raise PolicyError(f"a policy is YAML or JSON; this text cannot be read: {error}") from error
         return cls.from_dict(data)
 

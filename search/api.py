@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from .. import __version__
 from ..evaluators.data import DataSet, SplitSizes
 from ..evaluators.sources import as_dataset
 from ..policies.apply import restore
@@ -19,14 +18,16 @@ from ..policies.files import write_bytes
 from ..policies.graph import ModelGraph
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
+from ..policies.version import VERSION
 from .config import Config, load_config, make_config
-from .driver import Search
+from .driver import run_stages
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
 from .prepare import Given, Prepared, dense_network, prepare, read_data
 from .progress import Listener, Silence
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
+from .session import Session
 from .summary import note_layers, write_report
 
 OWN_MODEL = "python.object:model"
@@ -152,7 +153,7 @@ def _carry_out(run: RunDirectory, config: Config, listener: Listener, given: Giv
         write_environment(run, prepared.threads, prepared.workers, config.seed)
         note_layers(ledger, prepared.bench.graph)
         try:
-            found = Search(config, run, prepared, ledger, listener)()
+            found = run_stages(Session(config, run, prepared, ledger, listener))
         finally:
             write_report(run, config, ledger)
     return Front(run, config, found, given)
@@ -160,7 +161,7 @@ def _carry_out(run: RunDirectory, config: Config, listener: Listener, given: Giv
 
 def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared) -> None:
     """Refuse a run whose measurements do not hold for what was prepared."""
-    context = f"{__version__} {prepared.context_hash}"
+    context = f"{VERSION} {prepared.context_hash}"
     recorded = ledger.meta("context")
     if recorded is None:
         ledger.set_meta("context", context)

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__
 from ..policies.errors import InputError, ParetopressError, VerificationError
+from ..policies.version import VERSION
 
 if TYPE_CHECKING:  # it brings torch, which help and wrong options need not wait for
     from .terminal import TerminalListener
@@ -38,7 +38,7 @@ _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        typer.echo(VERSION)
         raise typer.Exit(0)
 
 

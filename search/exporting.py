@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from .. import __version__
 from ..evaluators.candidate import Candidate
 from ..policies.errors import InputError, WorkError
 from ..policies.files import write_bytes, write_text
+from ..policies.version import VERSION
 from .config import load_config
 from .front import FrontData, Member
 from .ledger import Ledger
@@ -71,7 +71,7 @@ def report_card(run: RunDirectory, found: FrontData, member: Member, files: dict
     """What a bundle says of itself; ``verify`` measures it again."""
     return {
         "format": 1,
-        "paretopress": __version__,
+        "paretopress": VERSION,
         "id": member.id,
         "metrics": dict(member.metrics),
         "baseline": dict(found.baseline),

@@ -28,7 +28,7 @@ from paretopress.policies.errors import (
     SearchError,
     WorkError,
 )
-from paretopress.search import api, driver, prepare
+from paretopress.search import api, finals, prepare, session
 from paretopress.search.config import make_config
 from paretopress.search.ledger import Evaluation
 from paretopress.search.progress import Progress, Silence
@@ -466,8 +466,8 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("screen", "recover"):
         monkeypatch.setattr(CandidateEvaluator, name, never)
-    for name in ("measure_baseline", "file_error", "LatencyProbe"):
-        monkeypatch.setattr(driver, name, never)
+    for module, name in ((session, "measure_baseline"), (finals, "file_error"), (finals, "LatencyProbe")):
+        monkeypatch.setattr(module, name, never)
 
 
 def test_resuming_a_finished_run_measures_nothing_again(

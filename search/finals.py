@@ -1,0 +1,139 @@
+"""The last stages: recover the finalists, measure their files, and say which of them make the front."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..evaluators.accuracy import error_interval
+from ..evaluators.candidate import bounds, file_error
+from ..evaluators.latency import LatencyProbe
+from ..policies.errors import ParetopressError, SearchError
+from ..policies.policy import Policy
+from .dispatch import Dispatcher
+from .front import FrontData, Member, scaled_values, violations
+from .intervals import with_intervals
+from .ledger import Evaluation
+from .pareto import front as front_of
+from .pareto import select
+from .rundir import sha256
+from .session import DENSE, Session, nothing_left, total
+
+
+@dataclass(frozen=True)
+class Finals:
+    """What follows the screening."""
+
+    session: Session
+
+    def choose(self) -> list[Policy]:
+        """The best screened candidates, by constrained rank and crowding."""
+        rows = [
+            row for row in self.session.rows("screen") if row.state == "done" and row.key.policy_hash != DENSE.digest
+        ]
+        if not rows:
+            raise SearchError(
+                "every candidate came out as the dense network; expected menus that change a layer, widen space"
+            )
+        values = scaled_values([row.values for row in rows], self.session.objectives)
+        missed = np.array([total(self.session.screen_violations(row.values)) for row in rows])
+        chosen = select(values, missed, self.session.config.search.finalists)
+        return [Policy.from_text(rows[i].policy_json) for i in chosen]
+
+    def recover(self, dispatcher: Dispatcher, finalists: Sequence[Policy]) -> None:
+        """Fine-tune and export each of them, on the pool."""
+        wanted = []
+        for policy in finalists:
+            key = self.session.key(policy, "recover")
+            row = self.session.ledger.register(key, policy.to_json(), "finalist", {})
+            if row.state == "done" and not self._intact(row):
+                self.session.ledger.reopen(key, "its files are missing or damaged")
+            wanted.append((key, {"seed": key.seed}))
+        done = iter(range(1, len(wanted) + 1))
+        dispatcher.on_done = lambda _: self.session.show("recover", next(done), len(wanted))
+        self.session.listener.say(f"recovering and exporting {len(wanted)} finalists")
+        dispatcher.run(wanted)
+
+    def _intact(self, row: Evaluation) -> bool:
+        for name, digest in row.artefacts.items():
+            path = self.session.run.artefact(row.key.policy_hash[:12], name)
+            if not path.is_file() or sha256(path.read_bytes()) != digest:
+                return False
+        return True
+
+    def test(self, finalists: Sequence[Policy]) -> None:
+        """Measure each exported file on the test split and time it; nothing else may run beside it."""
+        probe: LatencyProbe | None = None
+        for number, policy in enumerate(finalists, 1):
+            recovered = self.session.ledger.get(self.session.key(policy, "recover"))
+            key = self.session.key(policy, "test")
+            if recovered.state != "done":
+                continue
+            row = self.session.ledger.register(key, policy.to_json(), "finalist", {})
+            if row.state == "done" and row.artefacts != recovered.artefacts:
+                self.session.ledger.reopen(key, "its file was made again and is not the one that was tested")
+            elif row.state != "pending":
+                continue
+            if probe is None:
+                probe = self._probe()
+            lease = self.session.ledger.lease(key, time.time())
+            start = time.perf_counter()
+            try:
+                values = self._measure_file(policy, probe)
+                self.session.ledger.complete(
+                    lease, values, {}, recovered.artefacts, "driver", {"total": time.perf_counter() - start}
+                )
+            except ParetopressError as error:
+                self.session.ledger.fail(lease, type(error).__name__, str(error))
+            self.session.show("test", number, len(finalists))
+
+    def _probe(self) -> LatencyProbe:
+        prepared = self.session.prepared
+        return LatencyProbe(prepared.bench.reference, prepared.example.numpy(), self.session.config.latency.threads)
+
+    def _measure_file(self, policy: Policy, probe: LatencyProbe) -> dict[str, float]:
+        data = self.session.prepared.data
+        assert data.test is not None
+        onnx = self.session.run.artefact(policy.id, "model.onnx").read_bytes()
+        error = file_error(onnx, data, data.test, self.session.prepared.threads * self.session.prepared.workers)
+        latency = probe.measure(onnx, pairs=self.session.config.latency.pairs, seed=self.session.config.seed)
+        return {
+            "error_pct": error,
+            **bounds("error_ci95", error_interval(error, len(data.test))),
+            "latency_ratio": latency.ratio,
+            **bounds("latency_ratio_ci95", latency.interval),
+            "latency_ms": latency.latency_ms,
+            "latency_wide": float(latency.wide),
+        }
+
+    def front(self, finalists: Sequence[Policy]) -> FrontData:
+        """The finalists that no other dominates."""
+        measured = [(policy, found) for policy in finalists if (found := self._measured(policy)) is not None]
+        if not measured:
+            failed = [row for rung in ("recover", "test") for row in self.session.rows(rung) if row.state == "failed"]
+            raise nothing_left(f"all {len(finalists)} finalists failed", failed)
+        # Membership is decided on validation data; the test split only says how good the members are.
+        validation = [metrics | {"error_pct": metrics["validation_error_pct"]} for _, metrics in measured]
+        values = scaled_values(validation, self.session.objectives)
+        missed = np.array([total(violations(metrics, self.session.validation_limits)) for metrics in validation])
+        members = []
+        for index in front_of(values, missed):
+            policy, metrics = measured[index]
+            misses = violations(metrics, self.session.test_limits)
+            members.append(Member(policy.id, policy, not misses, metrics, misses))
+        budgets = {limit.metric: limit.bound for limit in self.session.test_limits}
+        return FrontData(with_intervals(self.session.baseline), budgets, self.session.objectives, tuple(members))
+
+    def _measured(self, policy: Policy) -> dict[str, Any] | None:
+        recovered = self.session.ledger.get(self.session.key(policy, "recover"))
+        if recovered.state != "done":
+            return None
+        tested = self.session.ledger.get(self.session.key(policy, "test"))
+        if tested.state != "done":
+            return None
+        validation = {"validation_error_pct": recovered.values["error_pct"]}
+        return with_intervals({**recovered.values, **validation, **tested.values})

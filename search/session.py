@@ -1,0 +1,129 @@
+"""What every stage of a run shares: its records, its budgets and how they bind, the dense network's figures."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..policies.errors import SearchError
+from ..policies.policy import Policy
+from ..policies.version import VERSION
+from .budgets import Limit
+from .config import OBJECTIVES, Config
+from .front import scaled_values
+from .ledger import Evaluation, EvaluationKey, Ledger
+from .pareto import front as front_of
+from .prepare import Prepared, measure_baseline
+from .progress import Listener, Progress
+from .rundir import RunDirectory
+from .seeds import derive_seed
+
+DENSE = Policy()
+
+
+@dataclass
+class Session:
+    """One run while it goes on.
+
+    Parameters
+    ----------
+    config, run, prepared
+        What is searched, where it is recorded, on what.
+    ledger
+        Opened for writing.
+    listener
+        Hears the progress.
+    """
+
+    config: Config
+    run: RunDirectory
+    prepared: Prepared
+    ledger: Ledger
+    listener: Listener
+
+    @cached_property
+    def baseline(self) -> dict[str, float]:
+        """The dense network's metrics, measured once."""
+        key = self.key(DENSE, "test")
+        row = self.ledger.register(key, DENSE.to_json(), "dense", {})
+        if row.state == "done":
+            return dict(row.values)
+        lease = self.ledger.lease(key, time.time())
+        values = measure_baseline(self.prepared, self.config)
+        self.ledger.complete(lease, values, {}, {}, "driver", {})
+        return values
+
+    @cached_property
+    def validation_limits(self) -> tuple[Limit, ...]:
+        """The budgets as they bind on validation data."""
+        dense = {**self.baseline, "error_pct": self.baseline["validation_error_pct"]}
+        return tuple(budget.resolve(dense) for budget in self.config.limits())
+
+    @cached_property
+    def test_limits(self) -> tuple[Limit, ...]:
+        """The budgets as they bind on test data."""
+        return tuple(budget.resolve(self.baseline) for budget in self.config.limits())
+
+    @cached_property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the metrics that are minimised."""
+        return tuple(dict.fromkeys(OBJECTIVES[name] for name in self.config.search.objectives))
+
+    def screen_violations(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Budgets that recovery will not change, and the error that it is trusted to win back."""
+        recovering = self.config.recovery.epochs > 0
+        limits = [limit for limit in self.validation_limits if not (recovering and limit.metric == "error_pct")]
+        out = {limit.metric: limit.violation(values) for limit in limits}
+        if recovering:
+            allowed = self.baseline["validation_error_pct"] + self.config.search.screen_error
+            out["screen_error"] = (values["error_pct"] - allowed) / 100
+        return out
+
+    def rows(self, fidelity: str) -> list[Evaluation]:
+        """Evaluations of a rung on this network and data, by this version."""
+        context = self.prepared.context_hash
+        rows = self.ledger.rows(fidelity)
+        return [row for row in rows if row.key.data_hash == context and row.key.code_version == VERSION]
+
+    def key(self, policy: Policy, fidelity: str) -> EvaluationKey:
+        """What makes an evaluation of this policy the same as another."""
+        return self.key_of(policy.digest, fidelity)
+
+    def key_of(self, policy_hash: str, fidelity: str) -> EvaluationKey:
+        """The same from the policy's digest."""
+        seed = derive_seed(self.config.seed, policy_hash, fidelity)
+        return EvaluationKey(policy_hash, fidelity, self.prepared.context_hash, seed, VERSION)
+
+    def show(self, phase: str, done: int, of: int) -> None:
+        """Tell the listener where a phase stands."""
+        rows = [
+            row for row in self.rows("screen" if phase == "screen" else "recover") if row.state in ("done", "failed")
+        ]
+        good = [row for row in rows if row.state == "done"]
+        metrics = [row.values for row in good]
+        missed = np.array([total(self.screen_violations(values)) for values in metrics])
+        size = len(front_of(scaled_values(metrics, self.objectives), missed)) if good else 0
+        keeping = [values for values, miss in zip(metrics, missed) if miss <= 0]
+        wanted = dict.fromkeys([*self.objectives, *(limit.metric for limit in self.validation_limits)])
+        best = {name: min(values[name] for values in keeping) for name in wanted if keeping}
+        spent = [row.seconds.get("total", 0.0) for row in good]
+        left = (of - done) * float(np.mean(spent)) / self.prepared.workers if spent and phase != "test" else None
+        self.listener.progress(Progress(phase, done, of, len(rows) - len(good), size, best, left))
+
+
+def nothing_left(what: str, failed: Sequence[Evaluation]) -> SearchError:
+    """The error where all failed, with the most common reason."""
+    (reason, count), *_ = Counter(f"{row.error_class}: {row.error}" for row in failed).most_common(1)
+    return SearchError(
+        f"{what}, {count} with: {reason}. Mend that and start a new run; a failed evaluation stays failed"
+    )
+
+
+def total(missed: Mapping[str, float]) -> float:
+    """Sum of what is above a bound."""
+    return sum(max(0.0, value) for value in missed.values())
