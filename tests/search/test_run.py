@@ -28,7 +28,8 @@ from paretopress.policies.errors import (
     SearchError,
     WorkError,
 )
-from paretopress.search import api, finals, prepare, session
+from paretopress.search import api, finals, prepare
+from paretopress.search import session as run_session
 from paretopress.search.config import make_config
 from paretopress.search.ledger import Evaluation
 from paretopress.search.progress import Progress, Silence
@@ -466,7 +467,7 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("screen", "recover"):
         monkeypatch.setattr(CandidateEvaluator, name, never)
-    for module, name in ((session, "measure_baseline"), (finals, "file_error"), (finals, "LatencyProbe")):
+    for module, name in ((run_session, "measure_baseline"), (finals, "file_error"), (finals, "LatencyProbe")):
         monkeypatch.setattr(module, name, never)
 
 
