@@ -189,7 +189,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 def _quantize_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     scale, zero_point = cast(Tensor, module.input_scale), cast(Tensor, module.input_zero_point)
-    return (torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero_point, 0, 255), *inputs[1:])
+    return (_QuantizeInput.apply(inputs[0], float(scale), int(zero_point)), *inputs[1:])
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -200,6 +200,26 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, *grads: Tensor) -> Tensor:
         return grads[0]
+
+
+class _QuantizeInput(torch.autograd.Function):
+    """Rounds to the grid of unsigned 8 bit; the gradient passes inside the range.
+
+    A few times faster than ``torch.fake_quantize_per_tensor_affine``, which dominated the training of small networks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, zero_point: int) -> Tensor:
+        low, high = -zero_point * scale, (255 - zero_point) * scale
+        ctx.save_for_backward(x)
+        ctx.range = (low, high)
+        return x.mul(1 / scale).round_().clamp_(-zero_point, 255 - zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        low, high = ctx.range
+        return grads[0] * ((x >= low) & (x <= high)), None, None
 
 
 def _round(x: Tensor) -> Tensor:
