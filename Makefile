@@ -1,13 +1,13 @@
 # make demo   set everything up and run the quick start to a report
 # make test   set everything up and pass the tests
 # make check  lint, format, types, import rules
-# make bench  benchmarks, JSON to stdout
+# make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench bench-kernels clean
 
 setup: .venv/.ready
 
@@ -31,6 +31,9 @@ check: setup
 
 bench: setup
 	@$(BIN)/python -m paretopress.tests.bench.evaluation
+
+bench-kernels: setup
+	@$(BIN)/python -m paretopress.tests.bench.kernels
 
 clean:
 	rm -rf .venv build dist *.egg-info
