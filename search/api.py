@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..evaluators.data import DataSet, SplitSizes
+from ..evaluators.data import DataSet
 from ..evaluators.sources import as_dataset
 from ..policies.apply import restore
 from ..policies.coding.press import decode
@@ -24,7 +24,7 @@ from .driver import run_stages
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
-from .prepare import Given, Prepared, dense_network, prepare, read_data
+from .prepare import Given, Prepared, data_options, dense_network, prepare, read_data
 from .progress import Listener, Silence
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
@@ -94,7 +94,7 @@ def search(
     if data is not None:
         plain["data"] = {**plain.get("data", {}), "name": data if isinstance(data, str) else OWN_DATA}
     config = make_config(plain)
-    given = Given(model, None if data is None or isinstance(data, str) else _dataset(data, config))
+    given = Given(model, None if data is None or isinstance(data, str) else as_dataset(data, **data_options(config)))
     return run_search(config, Path(out or Path("runs") / type(model).__name__.lower()), listener, given)
 
 
@@ -122,7 +122,10 @@ def resume(
             f" resume({str(directory)!r}, model=..., data=...)"
         )
     return run_search(
-        config, run.path, listener or Silence(), Given(model, None if data is None else _dataset(data, config))
+        config,
+        run.path,
+        listener or Silence(),
+        Given(model, None if data is None else as_dataset(data, **data_options(config))),
     )
 
 
@@ -257,16 +260,3 @@ class Candidate:
             )
         data = given.data or read_data(config, lambda _: None)
         return given.model or dense_network(config, data, self.front.run, lambda _: None), data
-
-
-def _dataset(data: object, config: Config) -> DataSet:
-    section = config.data
-    return as_dataset(
-        data,
-        sizes=SplitSizes(section.validation, section.calibration, section.test),
-        seed=config.seed,
-        image_size=None if section.image_size is None else (section.image_size, section.image_size),
-        mean=section.mean,
-        std=section.std,
-        limit=section.limit,
-    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,17 +118,21 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
 def read_data(config: Config, say: Say) -> DataSet:
     """The configuration's data set in its four splits."""
     section = config.data
-    return load_data(
-        section.name,
-        directory=None if section.directory is None else Path(section.directory).expanduser(),
-        sizes=SplitSizes(section.validation, section.calibration, section.test),
-        seed=config.seed,
-        image_size=None if section.image_size is None else (section.image_size, section.image_size),
-        mean=section.mean,
-        std=section.std,
-        limit=section.limit,
-        report=say,
-    )
+    directory = None if section.directory is None else Path(section.directory).expanduser()
+    return load_data(section.name, directory=directory, report=say, **data_options(config))
+
+
+def data_options(config: Config) -> dict[str, Any]:
+    """How data is split and preprocessed, for ``load_data`` and ``as_dataset`` alike."""
+    section = config.data
+    return {
+        "sizes": SplitSizes(section.validation, section.calibration, section.test),
+        "seed": config.seed,
+        "image_size": None if section.image_size is None else (section.image_size, section.image_size),
+        "mean": section.mean,
+        "std": section.std,
+        "limit": section.limit,
+    }
 
 
 def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) -> nn.Module:
