@@ -212,8 +212,9 @@ def _apply_one(technique: Technique, name: str, module: nn.Module, inputs: Tenso
 
 def _settle_and_record(model: nn.Module, calibration: Tensor, names: list[str], changed: bool) -> dict[str, Tensor]:
     """Inputs of the named layers; where weights changed, batch norms are re-estimated in the same passes."""
+    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
     with _recorded(model, names) as inputs:
-        if changed:
+        if changed and normed:
             reestimate_statistics(model, calibration)
         elif names:
             with torch.no_grad():
