@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -62,8 +63,17 @@ class TerminalListener:
 
 def front_table(found: FrontData) -> Table:
     """The front as a table, the dense network in its first row, the knee marked."""
-    whole = Column("id", no_wrap=True, min_width=12)  # is typed again in --pick
-    table = Table("", whole, "error %", "stored", "smaller", "ONNX", "latency", "budgets", title="front")
+    # The id is typed again in --pick; figures are of no use in two halves.
+    figures = [Column(name, no_wrap=True) for name in ("id", "error %", "stored", "smaller", "ONNX", "latency")]
+    table = Table(
+        Column("", no_wrap=True),
+        *figures,
+        Column("budgets", min_width=10),
+        title="front",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 0),
+    )
     base, knee = found.baseline, found.knee
     table.add_row("", "dense", *_figures(base, base), "")
     for member in found:
@@ -84,11 +94,15 @@ def front_table(found: FrontData) -> Table:
 def _figures(metrics: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{metrics['error_pct']:.2f}",
-        f"{metrics['stored_bytes'] / 1000:.1f} kB",
+        _size(metrics["stored_bytes"]),
         f"{base['stored_bytes'] / metrics['stored_bytes']:.1f}x",
-        f"{metrics['onnx_bytes'] / 1000:.1f} kB",
+        _size(metrics["onnx_bytes"]),
         f"{metrics['latency_ratio']:.3f}x",
     )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1000:.1f} kB"
 
 
 def _state(progress: Progress) -> str:
