@@ -1,9 +1,8 @@
-"""What a measurement is."""
+"""What is measured."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -39,28 +38,3 @@ METRICS: dict[str, Metric] = {
         Metric("energy_uj_estimate", "uJ", "energy, estimated"),
     )
 }
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A value with how it was come by.
-
-    Parameters
-    ----------
-    metric
-        Name in ``METRICS``.
-    value
-        In the metric's unit.
-    method
-        How and on what, in a sentence that the report prints.
-    interval
-        95 % interval, where there is one.
-    """
-
-    metric: str
-    value: float
-    method: str
-    interval: tuple[float, float] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluators.base import METRICS
 from ..policies.errors import InputError, RunDirectoryError
 from ..policies.files import write_text
 from ..policies.policy import Policy
@@ -19,16 +20,7 @@ from .budgets import Limit
 from .pareto import knee
 from .rundir import read_json
 
-LOGARITHMIC = (
-    "stored_bytes",
-    "onnx_bytes",
-    "latency_ratio",
-    "latency_ms",
-    "macs",
-    "params",
-    "peak_memory_bytes",
-    "energy_uj_estimate",
-)
+LOGARITHMIC = tuple(name for name in METRICS if name != "error_pct")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,

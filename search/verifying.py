@@ -31,9 +31,10 @@ NETWORKS = ("model.onnx", "model.press", "reference.onnx")
 FILES = (*NETWORKS, "policy.yaml", "config.yaml", "card.json")
 COUNTED = ("macs", "params", "peak_memory_bytes")
 MEASURED = ("error_pct", "stored_bytes", "onnx_bytes", "latency_ratio", *COUNTED)
-ERROR_TOLERANCE_PICTURES = 2e-4
+ERROR_TOLERANCE_SHARE = 2e-4
 LATENCY_TOLERANCE = 0.10
-AGREEMENT_PICTURES = 500
+LATENCY_PROBES = 3
+LIKENESS_PICTURES = 500
 LIKENESS_INT8 = 0.95
 LIKENESS_FLOAT = 0.999
 
@@ -123,7 +124,7 @@ def _with_data(
 def _error(metrics: Mapping[str, Any], data: DataSet, outputs: np.ndarray) -> Check:
     assert data.test is not None
     measured = error_pct(outputs, data.test.labels)
-    close = abs(measured - metrics["error_pct"]) <= 100 * max(ERROR_TOLERANCE_PICTURES, 1 / len(data.test)) + 1e-9
+    close = abs(measured - metrics["error_pct"]) <= 100 * max(ERROR_TOLERANCE_SHARE, 1 / len(data.test)) + 1e-9
     return Check(
         "error_pct", f"{metrics['error_pct']:.4g} %", f"{measured:.4g} % on {len(data.test)} test pictures", close
     )
@@ -139,7 +140,7 @@ def _stored_agrees(
         dense = empty_network(config, data).eval()
     except ParetopressError as error:
         return [Check(name, "yes", f"not measured: {error}", None)]
-    part = data.test.take(slice(0, AGREEMENT_PICTURES))
+    part = data.test.take(slice(0, LIKENESS_PICTURES))
     x = data.preprocess(part.images)
     try:
         graph = ModelGraph.trace(dense, x[:1])
@@ -171,10 +172,24 @@ def _has_int8(policy: Policy) -> bool:
 def _latency(config: Config, metrics: Mapping[str, Any], contents: Mapping[str, bytes], data: DataSet) -> Check:
     example = data.preprocess(data.calibration.images[:1]).numpy()
     probe = LatencyProbe(contents["reference.onnx"], example, config.latency.threads)
-    latency = probe.measure(contents["model.onnx"], pairs=config.latency.pairs, seed=config.seed)
     reported = float(metrics["latency_ratio"])
-    close = abs(latency.ratio - reported) <= LATENCY_TOLERANCE * reported
-    return Check("latency_ratio", f"{reported:.3f}x", f"{latency.ratio:.3f}x on this machine", close)
+    measured = _confirmed(probe, contents["model.onnx"], config, reported)
+    close = _close(measured, reported)
+    return Check("latency_ratio", f"{reported:.3f}x", f"{measured:.3f}x on this machine", close)
+
+
+def _confirmed(probe: LatencyProbe, onnx: bytes, config: Config, reported: float) -> float:
+    """The ratio; where it disagrees, the median of three, since one probe on a busy machine may be off."""
+    ratios: list[float] = []
+    while len(ratios) < LATENCY_PROBES:
+        ratios.append(probe.measure(onnx, pairs=config.latency.pairs, seed=config.seed + len(ratios)).ratio)
+        if len(ratios) == 1 and _close(ratios[0], reported):
+            break
+    return float(np.median(ratios))
+
+
+def _close(measured: float, reported: float) -> bool:
+    return abs(measured - reported) <= LATENCY_TOLERANCE * reported
 
 
 def _same_file(name: str, digest: str, content: bytes) -> Check:

@@ -7,23 +7,13 @@ import shlex
 from collections import defaultdict
 from dataclasses import dataclass
 
+from ...evaluators.base import METRICS
 from .data import Record, ReportData, done, error_of, interval, keeps, misses, number, origins
 from .progress import cost_limits, hypervolume_curves
 from .text import NOT_MEASURED, metric_title, share_text, times_text, value_text
 
 EXPORTS = (("onnx", "model.onnx"), ("press", "model.press"), ("bundle", "bundle"))
-COLUMNS = (
-    "error_pct",
-    "stored_bytes",
-    "onnx_bytes",
-    "latency_ratio",
-    "latency_ms",
-    "macs",
-    "params",
-    "peak_memory_bytes",
-    "energy_uj_estimate",
-    "validation_error_pct",
-)
+COLUMNS = (*METRICS, "validation_error_pct")
 
 
 @dataclass(frozen=True)
