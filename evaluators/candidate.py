@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,24 +15,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..policies.apply import CompressedModel, apply_plan, settle_statistics
+from ..policies.apply import CompressedModel, apply_plan, quantize_layers, round_vectors, settle_statistics
+from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
 from ..policies.errors import CandidateError
 from ..policies.export.onnx import export_onnx
+from ..policies.export.tracing import OnnxTracer
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import ModelGraph, input_energies
-from ..policies.plan import make_plan
+from ..policies.plan import Plan, before, make_plan
 from ..policies.policy import Policy
+from ..policies.techniques import Phase
+from ..policies.techniques.prune_obs import PruneOBS
 from .accuracy import error_interval, error_pct
+from .bank import Bank
 from .data import DataSet, Pictures
 from .energy import energy_uj
 from .latency import LatencyProbe
 from .macs import Profile, profile
+from .observe import Observations
 from .pool import Job
 from .runtime import logits, session
+from .stitch import norms_after
+from .stitched import StitchedRung
 from .torchvision_guard import import_torchvision
 from .training.distillation import distillation
-from .training.loop import Recipe, train
+from .training.gradual import halves, prune_gradually
+from .training.loop import Loss, Recipe, train
 
 ONNX_BATCH = 100
 RANGE_PICTURES = 64
@@ -45,6 +55,8 @@ class Settings:
     ----------
     quality
         What ``error_pct`` means: wrong labels, or disagreement with the dense network.
+    stitch_pictures
+        Training pictures of the lowest rung.
     screen_pictures
         Validation pictures of a screening.
     screen_seconds
@@ -53,6 +65,8 @@ class Settings:
         Threads of a timed session.
     recovery
         Recipe of the fine-tuning; 0 epochs: none.
+    prune_share
+        Share of the recovery's epochs in which pruned layers lose their weights step by step; 0: all at once.
     temperature, teacher_weight
         Of the distillation.
     seed
@@ -60,10 +74,12 @@ class Settings:
     """
 
     quality: Literal["error", "agreement"] = "error"
+    stitch_pictures: int = 512
     screen_pictures: int = 1000
     screen_seconds: float = 0.6
     latency_threads: int = 1
     recovery: Recipe = field(default_factory=lambda: Recipe(epochs=0))
+    prune_share: float = 0.0
     temperature: float = 4.0
     teacher_weight: float = 0.7
     seed: int = 0
@@ -136,6 +152,7 @@ class CandidateEvaluator:
         self._batch_size = batch_size
         self._calibration = bench.data.preprocess(bench.data.calibration.images)
         self._example = self._calibration[:1]
+        self._tracer, self._memory = OnnxTracer(), CodingMemory()
 
     def with_halved_batches(self, times: int) -> CandidateEvaluator:
         """The same with smaller batches, for a candidate that ran out of memory."""
@@ -160,6 +177,45 @@ class CandidateEvaluator:
             error = self._error(candidate.onnx, self._screening)
         metrics = self._measure(candidate, error, len(self._screening), watch)
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
+
+    def stitch(self, policy: Policy, hopeless_kl: float) -> dict[str, Any]:
+        """The lowest rung: layers of the bank in the dense network, one forward pass of some training pictures."""
+        watch = Stopwatch()
+        rung = self._rung
+        with watch("build"):
+            stitch = rung.bank.stitch(make_plan(policy, self.bench.graph))
+        with watch("forward"):
+            metrics = rung.measure_stitch(stitch, hopeless_kl)
+        return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
+
+    def profile(self, policy: Policy, around: Policy) -> dict[str, Any]:
+        """A few layers compressed, all others dense; its bytes are those of the whole with the others as in ``around``."""
+        watch = Stopwatch()
+        rung, graph = self._rung, self.bench.graph
+        with watch("build"):
+            plan = make_plan(policy, graph)
+            stitch = rung.bank.stitch(plan)
+            whole = Policy({**around.layers, **policy.layers})
+            stored_bytes = rung.bank.stitch(make_plan(whole, graph)).stored_bytes
+        with watch("forward"):
+            metrics = rung.measure_stitch(stitch)
+        named = [variant for name, variant in stitch.variants.items() if name in policy.layers]
+        # Of a dropped branch's output nothing is left; what the loss rises by is known for changed layers alone.
+        errors = [1.0 for _ in plan.dropped] + [variant.relative_error for variant in named]
+        if not plan.dropped:
+            metrics["weighted_error"] = float(sum(variant.weighted_error for variant in stitch.variants.values()))
+        metrics |= {
+            "relative_error": float(np.mean(errors)) if errors else 0.0,
+            "estimated_stored_bytes": float(stored_bytes),
+            "layer_bytes": float(sum(variant.stored_bytes for variant in named)),
+        }
+        return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
+
+    def kernels(self, policy: Policy) -> dict[str, Any]:
+        """What a policy's kernels cost: exported, counted and timed, but not tried on pictures."""
+        watch = Stopwatch()
+        candidate = self.build(policy, watch)
+        return {"metrics": self._cost(candidate, watch), "seconds": watch.seconds, "artefacts": {}}
 
     def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
         """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
@@ -191,52 +247,96 @@ class CandidateEvaluator:
         if not self.bench.settings.recovery.epochs:
             return None
         with watch("train"):
-            compressed = self._compress(policy)
+            plan = make_plan(policy, self.bench.graph)
             try:
-                self._train(compressed, seed)
+                compressed = self._trained(plan, seed)
             except CandidateError:
                 return None
         return self._package(compressed, watch)
 
+    def _trained(self, plan: Plan, seed: int) -> CompressedModel:
+        settings = self.bench.settings
+        targets = {} if settings.recovery.epochs < 2 else _sparsities(plan)
+        if not targets or not settings.prune_share:
+            compressed = self._own(self._compress_plan(plan))
+            self._train(compressed.model, settings.recovery, seed)
+            return compressed
+        first, second = halves(settings.recovery, settings.prune_share)
+        # What the Hessian pruned is a good start; by magnitude alone, sparsity has to rise step by step.
+        solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
+        early = self._own(self._compress_plan(before(plan, Phase.QUANTIZE if solved else Phase.PRUNE)))
+        loss = self._distillation()
+        inner = _inner_targets(early.model, targets)
+        prune_gradually(early.model.requires_grad_(True), inner, self.bench.data, first, seed=seed, loss=loss)
+        compressed = CompressedModel(early.model, plan)
+        quantize_layers(plan, early.model, self._calibration)
+        self._train(compressed.model, second, seed + 1)
+        return compressed
+
+    def _own(self, compressed: CompressedModel) -> CompressedModel:
+        """With tensors of its own: layers that nothing was done to share the dense network's, which must not be trained."""
+        return replace(compressed, model=copy.deepcopy(compressed.model))
+
     def _compress(self, policy: Policy) -> CompressedModel:
-        plan = make_plan(policy, self.bench.graph)
+        return self._compress_plan(make_plan(policy, self.bench.graph))
+
+    def _compress_plan(self, plan: Plan) -> CompressedModel:
+        if self._bank.can_make(plan):
+            return self._bank.assemble(plan, self._calibration)
         return apply_plan(plan, self.bench.graph, self.bench.model, self._calibration, self._energies)
 
     def _package(self, compressed: CompressedModel, watch: Stopwatch) -> Candidate:
         with watch("export"):
             settle_statistics(compressed.model)
+            if compressed.plan.policy.layers:
+                round_vectors(compressed.model)
             plain = compressed.plain()
             ranges = self._calibration[:RANGE_PICTURES]
-            onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain)
+            onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain, tracer=self._tracer)
         with watch("encode"):
-            press = encode(compressed.stored(), {"policy": compressed.plan.policy.as_dict()})
+            press = encode(compressed.stored(), {"policy": compressed.plan.policy.as_dict()}, self._memory)
         return Candidate(compressed, plain, onnx, press)
 
     def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
+        interval = bounds("error_ci95", error_interval(error, pictures))
+        return {"error_pct": error, **interval, **self._cost(candidate, watch)}
+
+    def _cost(self, candidate: Candidate, watch: Stopwatch) -> dict[str, Any]:
         with watch("count"):
             counted = candidate.counted(self._example)
         with watch("probe"):
             settings = self.bench.settings
             latency = self._probe.measure(candidate.onnx, seconds=settings.screen_seconds, seed=settings.seed)
         return {
-            "error_pct": error,
-            **bounds("error_ci95", error_interval(error, pictures)),
             "latency_ratio": latency.ratio,
             **bounds("latency_ratio_ci95", latency.interval),
             "latency_ms": latency.latency_ms,
             **counted,
         }
 
-    def _train(self, compressed: CompressedModel, seed: int) -> None:
+    def _train(self, model: nn.Module, recipe: Recipe, seed: int) -> None:
+        # A dense network that is handed over frozen is recovered like any other.
+        train(model.requires_grad_(True), self.bench.data, recipe, seed=seed, loss=self._distillation())
+
+    def _distillation(self) -> Loss:
         settings = self.bench.settings
-        loss = distillation(
+        return distillation(
             self.bench.model, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing
         )
-        # A dense network that is handed over frozen is recovered like any other.
-        train(compressed.model.requires_grad_(True), self.bench.data, settings.recovery, seed=seed, loss=loss)
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)
+
+    @cached_property
+    def _rung(self) -> StitchedRung:
+        bench = self.bench
+        return StitchedRung(bench.model, self._bank, bench.data, bench.settings.stitch_pictures, bench.settings.seed)
+
+    @cached_property
+    def _bank(self) -> Bank:
+        bench = self.bench
+        seen = Observations.of(bench.model, bench.graph, self._calibration, bench.settings.seed)
+        return Bank(bench.model, bench.graph, seen, self._energies, norms_after(bench.model))
 
     @cached_property
     def _energies(self) -> dict[str, Tensor]:
@@ -249,6 +349,21 @@ class CandidateEvaluator:
     @cached_property
     def _probe(self) -> LatencyProbe:
         return LatencyProbe(self.bench.reference, self._example.numpy(), self.bench.settings.latency_threads)
+
+
+def _sparsities(plan: Plan) -> dict[str, float]:
+    """Layer -> share of its weights that the plan prunes."""
+    found = {p.layer.name: t for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE}
+    return {name: float(sparsity) for name, t in found.items() if (sparsity := getattr(t, "sparsity", None))}
+
+
+def _inner_targets(model: nn.Module, targets: Mapping[str, float]) -> dict[str, float]:
+    """The same for the layers that a factorization put in a layer's place."""
+    return {
+        f"{name}.{inner}" if inner else name: sparsity
+        for name, sparsity in targets.items()
+        for inner, _ in weighted_modules(model.get_submodule(name))
+    }
 
 
 def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> float:
@@ -327,6 +442,15 @@ class CandidateWorker:
     def __call__(self, job: Job) -> dict[str, Any]:
         policy = Policy.from_text(job.policy_json)
         evaluator = self.evaluator.with_halved_batches(int(job.payload.get("halvings", 0)))
-        if job.fidelity == "screen":
-            return evaluator.screen(policy)
-        return evaluator.recover(policy, int(job.payload["seed"]))
+        match job.fidelity:
+            case "profile":
+                return evaluator.profile(policy, Policy.from_text(job.payload["around"]))
+            case "kernels":
+                return evaluator.kernels(policy)
+            case "stitch":
+                return evaluator.stitch(policy, float(job.payload["hopeless_kl"]))
+            case "screen":
+                return evaluator.screen(policy)
+            case "recover":
+                return evaluator.recover(policy, int(job.payload["seed"]))
+        raise AssertionError(f"no rung is called {job.fidelity}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,15 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
+from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
 from .errors import CandidateError, FormatError
-from .forms import INPUT_RANGE, WEIGHTED, plain, set_input_range, stored_weight, weighted_modules
+from .forms import (
+    INPUT_RANGE,
+    WEIGHTED,
+    drop_input_range,
+    plain,
+    set_input_range,
+    stored_weight,
+    weighted_modules,
+)
 from .graph import ModelGraph, drop_channels, group_scores, input_energies
 from .plan import LayerPlan, Plan
 from .techniques import Phase, Technique
+from .techniques.hessians import SecondOrder
 
 STATISTICS_BATCH = 64
+# Inputs that are recorded for a layer's Hessian: a few batches, fewer of them where a layer's inputs are large.
+HESSIAN_BATCHES = 4
+HESSIAN_VALUES = 2**23
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ def apply_plan(
     Parameters
     ----------
     calibration
-        Input of the network (N, C, H, W), for activation ranges and batch-norm statistics.
+        Input of the network (N, C, H, W), for batch-norm statistics, and for activation ranges and Hessians of layers.
     energies
         ``input_energies`` of the network, where the caller keeps them; measured on the calibration pictures otherwise.
 
@@ -72,13 +86,8 @@ def apply_plan(
     if plan.channels and energies is None:
         energies = input_energies(model, calibration[:STATISTICS_BATCH], graph.groups)
     _drop(plan, graph, model, calibration[:1], energies)
-    for layer in plan.layers:
-        _carry_out(layer, model, {}, early=True)
-    changed = bool(plan.channels) or any(t.phase < Phase.QUANTIZE for layer in plan.layers for t in layer.techniques)
-    wanted = [layer.layer.name for layer in plan.layers if any(t.needs_calibration for t in layer.techniques)]
-    inputs = _settle_and_record(model, calibration, wanted, changed)
-    for layer in plan.layers:
-        _carry_out(layer, model, inputs, early=False)
+    _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped), early=True)
+    _take_turn(plan, model, calibration, _changes_inputs(plan), early=False)
     return CompressedModel(model.eval(), plan)
 
 
@@ -124,6 +133,9 @@ def restore(
         raise FormatError(
             f"the stored tensors do not fit the policy: missing {missing[:5]}, unexpected {unexpected[:5]}"
         )
+    if calibration is not None:
+        for name, x in _settle_and_record(model, calibration, _eight_bit(plan, model), False).items():
+            set_input_range(model.get_submodule(name), float(x.min()), float(x.max()))
     return model
 
 
@@ -165,35 +177,85 @@ def settle_statistics(model: nn.Module) -> None:
                 variance.fill_(1 - norm.eps)
 
 
-def _quantize_inputs(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
-    names = []
-    for layer in plan.layers:
-        if any(technique.needs_calibration for technique in layer.techniques):
-            inside = weighted_modules(model.get_submodule(layer.layer.name))
-            names += [_joined(layer.layer.name, name) if name else layer.layer.name for name, _ in inside]
-    with _recorded(model, names) as inputs, torch.no_grad():
-        model(calibration[:STATISTICS_BATCH])
+def quantize_layers(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
+    """Carry out the plan's techniques from quantization on, in place, on a network that holds the earlier ones."""
+    _take_turn(plan, model.eval(), calibration, False, early=False)
+
+
+def round_vectors(model: nn.Module) -> None:
+    """Give biases and the batch norms' factors the 8 significant bits of bfloat16: stored, they take a third of the bytes.
+
+    The relative error is 2^-9 at most. The tensors are new ones, since the network may share its old ones with another.
+    """
+    for module in model.modules():
+        # A codebook is a vector too; its precision is what was asked for.
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 1:
+                rounded = parameter.detach().bfloat16().float()
+                setattr(module, name, nn.Parameter(rounded, requires_grad=parameter.requires_grad))
+
+
+def settle_and_quantize(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
+    """Estimate batch norms anew where the plan changes what they see, and set the ranges of its 8-bit inputs, in place."""
+    for _, module in weighted_modules(model):
+        # Ranges that were found elsewhere must not clip what the batch norms see.
+        drop_input_range(module)
+    inputs = _settle_and_record(model, calibration, _eight_bit(plan, model), _changes_inputs(plan))
     for name, x in inputs.items():
         set_input_range(model.get_submodule(name), float(x.min()), float(x.max()))
+
+
+def _changes_inputs(plan: Plan) -> bool:
+    """Whether batch norms see other values by what the plan does before quantization."""
+    early = any(t.phase < Phase.QUANTIZE for layer in plan.layers for t in layer.techniques)
+    return early or bool(plan.channels or plan.dropped)
+
+
+def _eight_bit(plan: Plan, model: nn.Module) -> list[str]:
+    """Names of the layers that the plan gives 8-bit inputs."""
+    names = []
+    for layer in plan.layers:
+        if any(getattr(technique, "activations", "") == "int8" for technique in layer.techniques):
+            inside = weighted_modules(model.get_submodule(layer.layer.name))
+            names += [_joined(layer.layer.name, name) if name else layer.layer.name for name, _ in inside]
+    return names
 
 
 def _drop(
     plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, energies: Mapping[str, Tensor] | None
 ) -> None:
-    if not plan.channels:
+    if not (plan.channels or plan.dropped):
         return
     groups = {group.root: group for group in graph.groups}
     dropped = {root: step.choose(group_scores(model, groups[root], energies)) for root, step in plan.channels.items()}
-    drop_channels(model, example, dropped)
+    drop_channels(model, graph.groups, dropped, example)
+    for branch in plan.dropped:
+        for name, module in stand_ins(branch).items():
+            _replace(model, name, module)
     with torch.no_grad():
         try:
             model(example)
         except Exception as error:
-            raise CandidateError(f"the network no longer runs once its channels are dropped: {error}") from error
+            raise CandidateError(f"the network no longer runs without the channels or branches: {error}") from error
+
+
+def _take_turn(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool, early: bool) -> None:
+    """Every layer's techniques before quantization, or those from it on, with the inputs they ask for."""
+    names: list[str] = []
+    many: list[str] = []
+    for layer in plan.layers:
+        asking = [t for t in layer.techniques if (t.phase < Phase.QUANTIZE) == early and t.needs_calibration]
+        names += [layer.layer.name] if asking else []
+        many += [layer.layer.name] if any(isinstance(t, SecondOrder) and t.second_order for t in asking) else []
+    # Statistics are re-estimated once all that moves them is done; before that, only where inputs depend on them.
+    inputs = _settle_and_record(model, calibration, names, changed, many) if names or not early else {}
+    for layer in plan.layers:
+        _carry_out(layer, model, inputs, early)
 
 
 def _carry_out(plan: LayerPlan, model: nn.Module, inputs: Mapping[str, Tensor], early: bool) -> None:
-    """The layer's techniques before quantization, or those from it on."""
     name = plan.layer.name
     module = model.get_submodule(name)
     for technique in plan.techniques:
@@ -210,26 +272,31 @@ def _apply_one(technique: Technique, name: str, module: nn.Module, inputs: Tenso
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
 
 
-def _settle_and_record(model: nn.Module, calibration: Tensor, names: list[str], changed: bool) -> dict[str, Tensor]:
-    """Inputs of the named layers; where weights changed, batch norms are re-estimated in the same passes."""
+def _settle_and_record(
+    model: nn.Module, calibration: Tensor, names: list[str], changed: bool, many: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Inputs of the named layers, of ``many`` more than a batch; where weights changed, batch norms are re-estimated too."""
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
-    with _recorded(model, names) as inputs:
+    with _recorded(model, names, many) as inputs:
         if changed and normed:
             reestimate_statistics(model, calibration)
         elif names:
             with torch.no_grad():
-                model(calibration[:STATISTICS_BATCH])
-    return inputs
+                for batch in calibration.split(STATISTICS_BATCH)[: HESSIAN_BATCHES if many else 1]:
+                    model(batch)
+    return {name: batches[0] if len(batches) == 1 else torch.cat(batches) for name, batches in inputs.items()}
 
 
 @contextmanager
-def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    inputs: dict[str, Tensor] = {}
+def _recorded(model: nn.Module, names: list[str], many: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
+    inputs: dict[str, list[Tensor]] = {}
 
     def hook(name: str) -> Any:
         def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x, held = arguments[0].detach(), inputs.setdefault(name, [])
             # Of several batches the first is the one that is sure to be full.
-            inputs.setdefault(name, arguments[0].detach())
+            if not held or (name in many and _fits(x, held)):
+                held.append(x)
 
         return record
 
@@ -239,6 +306,11 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _fits(x: Tensor, held: list[Tensor]) -> bool:
+    count = len(held) + 1
+    return x.shape == held[0].shape and count <= HESSIAN_BATCHES and count * x.numel() <= HESSIAN_VALUES
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

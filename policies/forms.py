@@ -7,7 +7,6 @@ and shared weights stay shared under any optimizer. ``stored`` gives the same va
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .coding.tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+from .copying import sharing_copy
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 INPUT_RANGE = ("input_scale", "input_zero_point")
@@ -149,6 +149,9 @@ def drop_form(module: nn.Module) -> None:
         module.__class__ = module.__class__.__bases__[0]
         del module.parametrizations
         module.weight = nn.Parameter(value, requires_grad=trainable)
+        # The weight stands first again: networks of one structure have their tensors in one order.
+        for name in [name for name in module._parameters if name != "weight"]:
+            module._parameters[name] = module._parameters.pop(name)
 
 
 def stored_weight(module: nn.Module) -> StoredTensor:
@@ -169,21 +172,29 @@ def set_input_range(module: nn.Module, low: float, high: float) -> None:
     module.register_buffer("input_zero_point", torch.tensor(round(-low / scale), dtype=torch.int32))
 
 
+def drop_input_range(module: nn.Module) -> None:
+    """Make the module compute on float inputs again."""
+    if is_input_quantized(module):
+        del module.input_scale, module.input_zero_point
+        hooks = module._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _quantize_input]:
+            del hooks[key]
+
+
 def is_input_quantized(module: nn.Module) -> bool:
     """Whether the module computes on 8-bit inputs."""
     return hasattr(module, "input_scale")
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A copy with ordinary layers that hold the effective weights and float inputs: what is exported."""
-    model = copy.deepcopy(model)
+    """A copy with ordinary layers that hold the effective weights and float inputs: what is exported.
+
+    Tensors that no form changes are the model's own: neither network may be trained while both are used.
+    """
+    model = sharing_copy(model)
     for _, module in weighted_modules(model):
         drop_form(module)
-        if is_input_quantized(module):
-            del module.input_scale, module.input_zero_point
-            hooks = module._forward_pre_hooks
-            for key in [key for key, hook in hooks.items() if hook is _quantize_input]:
-                del hooks[key]
+        drop_input_range(module)
     return model
 
 

@@ -3,70 +3,19 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
-from .errors import CandidateError, ModelError
+from .branches import Branch, find_branches
+from .coupling import ChannelGroup, drop_by_trace, find_groups
+from .errors import ModelError
 from .forms import weighted_modules
+from .slicing import cut_channels
 from .techniques.base import LayerInfo
-
-
-@dataclass(frozen=True)
-class Coupled:
-    """A layer that loses channels when its group does.
-
-    Parameters
-    ----------
-    layer
-        Name of a convolution or linear layer.
-    axis
-        Whether output or input channels are lost.
-    factor
-        Channels lost here for each one of the group (more than 1 behind a flatten).
-    """
-
-    layer: str
-    axis: Literal["out", "in"]
-    factor: int
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that can only be dropped together: residual sums, batch norms, the layers that read them.
-
-    Parameters
-    ----------
-    root
-        The group's first layer in the order of the forward pass; it names the group.
-    channels
-        Number of channels.
-    members
-        Every convolution and linear layer that the group touches.
-    refusal
-        Why no channel may be dropped, or ``None``.
-    """
-
-    root: str
-    channels: int
-    members: tuple[Coupled, ...]
-    refusal: str | None = None
-
-    @property
-    def producers(self) -> tuple[str, ...]:
-        """Layers whose outputs the group is."""
-        return tuple(member.layer for member in self.members if member.axis == "out")
-
-    @property
-    def readers(self) -> tuple[str, ...]:
-        """Layers whose inputs the group is."""
-        return tuple(member.layer for member in self.members if member.axis == "in")
 
 
 @dataclass(frozen=True)
@@ -83,12 +32,15 @@ class ModelGraph:
         (C, H, W) of one picture.
     coupling_error
         Why there are no groups, or ``None``.
+    branches
+        Residual branches that can be dropped whole; empty where the network cannot be followed.
     """
 
     layers: Mapping[str, LayerInfo]
     groups: tuple[ChannelGroup, ...]
     input_shape: tuple[int, ...]
     coupling_error: str | None = None
+    branches: tuple[Branch, ...] = ()
 
     @classmethod
     def trace(cls, model: nn.Module, example: Tensor) -> ModelGraph:
@@ -104,15 +56,21 @@ class ModelGraph:
             raise ModelError(
                 "the network has no nn.Conv2d and no nn.Linear that its forward pass reaches; nothing to compress"
             )
-        shape = tuple(example.shape[1:])
+        shape, branches = tuple(example.shape[1:]), find_branches(model, example)
         try:
-            return cls(layers, _tried(model, example, tuple(_find_groups(model, example, layers))), shape)
+            groups = _tried(model, example, tuple(find_groups(model, example, layers)))
         except Exception as error:
-            return cls(layers, (), shape, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return cls(layers, (), shape, reason, branches)
+        return cls(layers, groups, shape, None, branches)
 
     def group_of(self, layer: str) -> ChannelGroup | None:
         """The group that the layer's outputs belong to."""
         return next((group for group in self.groups if layer in group.producers), None)
+
+    def branch_of(self, layer: str) -> Branch | None:
+        """The smallest branch that the layer lies in."""
+        return min((b for b in self.branches if layer in b.layers), key=lambda b: len(b.layers), default=None)
 
 
 def group_scores(model: nn.Module, group: ChannelGroup, energies: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -165,53 +123,32 @@ def input_energies(model: nn.Module, calibration: Tensor, groups: Sequence[Chann
     return energies
 
 
-def drop_channels(model: nn.Module, example: Tensor, dropped: Mapping[str, Sequence[int]]) -> None:
+def drop_channels(
+    model: nn.Module, groups: Sequence[ChannelGroup], dropped: Mapping[str, Sequence[int]], example: Tensor
+) -> None:
     """Drop channels of the named roots, with everything coupled to them, in place.
+
+    Parameters
+    ----------
+    groups
+        Those of the network as it is now.
+    dropped
+        Root -> indices of its channels.
+    example
+        (1, C, H, W), to trace the network again where a group does not know its slots.
 
     Raises
     ------
     CandidateError
         Where a group would lose its last channel or cannot be pruned.
     """
-    modules = dict(model.named_modules())
-    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    graph = _dependency_graph(model, example)
-    for root, indices in dropped.items():
-        module = modules[root]
-        group = graph.get_pruning_group(module, _out_pruner(module), idxs=sorted(indices))
-        if not graph.check_pruning_group(group):
-            raise CandidateError(f"layer '{root}': dropping {len(indices)} channels would empty a layer; drop fewer")
-        group.prune()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains[name])
+    slots = {group.root: group.slots for group in groups}
+    if all(slots.get(root) for root in dropped):
+        cut_channels(model, slots, dropped)
+    else:
+        drop_by_trace(model, example, dropped)
+    for parameter in model.parameters():
         parameter.grad = None
-
-
-def _dependency_graph(model: nn.Module, example: Tensor) -> torch_pruning.DependencyGraph:
-    with warnings.catch_warnings(), torch.enable_grad(), _all_trainable(model):
-        warnings.simplefilter("ignore")
-        return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
-
-
-@contextmanager
-def _all_trainable(model: nn.Module) -> Iterator[None]:
-    """Coupling is read from what autograd records, and of frozen parameters it records nothing."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
-def _out_pruner(module: nn.Module) -> Any:
-    if isinstance(module, nn.Linear):
-        return torch_pruning.prune_linear_out_channels
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return torch_pruning.prune_depthwise_conv_out_channels
-    return torch_pruning.prune_conv_out_channels
 
 
 def _trace_layers(model: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
@@ -257,55 +194,6 @@ def _layer_info(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerInfo
     )
 
 
-def _find_groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) -> Iterator[ChannelGroup]:
-    order = {name: position for position, name in enumerate(layers)}
-    graph = _dependency_graph(model, example)
-    names = {module: name for name, module in model.named_modules()}
-    with torch.no_grad():
-        outputs = model(example)
-    classes = int(outputs.shape[-1])
-    last = max(
-        (name for name, info in layers.items() if info.weight_shape[0] == classes), key=order.__getitem__, default=""
-    )
-    roots = [nn.Conv2d, nn.Linear]
-    found = []
-    for group in graph.get_all_groups(ignored_layers=[], root_module_types=roots):
-        members = _members(group, names, layers)
-        producers = [member.layer for member in members if member.axis == "out"]
-        if not producers:
-            continue
-        root = min(producers, key=lambda name: order[name])
-        channels = layers[root].weight_shape[0]
-        found.append(ChannelGroup(root, channels, members, _refusal(members, last, layers)))
-    yield from sorted(found, key=lambda group: order[group.root])
-
-
-def _members(group: Any, names: Mapping[nn.Module, str], layers: Mapping[str, LayerInfo]) -> tuple[Coupled, ...]:
-    channels = len(group[0].idxs)
-    members: dict[tuple[str, str], Coupled] = {}
-    for item in group:
-        name = names.get(item.dep.target.module, "")
-        if name not in layers:
-            continue
-        depthwise = layers[name].groups > 1
-        out = depthwise or "out_channels" in item.dep.handler.__name__
-        axis: Literal["out", "in"] = "out" if out else "in"
-        members[name, axis] = Coupled(name, axis, max(1, len(item.idxs) // channels))
-    return tuple(members.values())
-
-
-def _refusal(members: Sequence[Coupled], last: str, layers: Mapping[str, LayerInfo]) -> str | None:
-    for member in members:
-        info = layers[member.layer]
-        if member.axis == "out" and member.layer == last:
-            return "its channels are the network's outputs"
-        if info.groups > 1 and info.weight_shape[1] != 1:
-            return f"'{member.layer}' is a grouped convolution that is not depthwise"
-        if member.axis == "out" and info.weight_shape[0] % member.factor:
-            return f"'{member.layer}' is coupled in a way that cannot be followed"
-    return None
-
-
 def _tried(model: nn.Module, example: Tensor, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...]:
     """The groups; refused are those that cannot in fact be dropped, as where a reshape has a channel count written in."""
     free = [group for group in groups if group.refusal is None and group.channels > 1]
@@ -323,7 +211,7 @@ def _trial(model: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) ->
         for member in group.members:
             expected[member.layer][member.axis == "in"] -= group.channels // 2 * member.factor
     try:
-        drop_channels(trial, example, {group.root: range(group.channels // 2) for group in groups})
+        drop_channels(trial, groups, {group.root: range(group.channels // 2) for group in groups}, example)
         with torch.no_grad():
             before, after = model(example), trial(example)
     # The forward pass is the user's own code and may raise anything once its shapes change.

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+from .branches import Branch
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
 from .policy import Policy, Step
-from .techniques import PruneChannels, Technique, build
-from .techniques.base import LayerInfo
+from .techniques import DropBranch, PruneChannels, Technique, build
+from .techniques.base import LayerInfo, Phase
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,20 @@ class Plan:
     Parameters
     ----------
     policy
-        Normalised: steps without effect left out, defaults written out, channel steps moved to the root of their group.
-        Its digest is the identity of a candidate.
+        Normalised: steps without effect left out, those on layers of a dropped branch too, defaults written out, channel
+        steps moved to the root of their group. Its digest is the identity of a candidate.
     channels
         The channel step of each group's root.
     layers
         What is done to each layer that is touched by itself.
+    dropped
+        Residual branches that are dropped whole.
     """
 
     policy: Policy
     channels: Mapping[str, PruneChannels]
     layers: tuple[LayerPlan, ...]
+    dropped: tuple[Branch, ...] = ()
 
 
 def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
@@ -62,24 +66,22 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     complaints: list[str] = []
     channels: dict[str, tuple[PruneChannels, Step]] = {}
     wanted: dict[str, list[tuple[Technique, Step]]] = {}
-    for name, steps in policy.layers.items():
-        if name not in graph.layers:
-            complaints.append(_unknown_layer(name, graph.layers))
+    asked = _read(policy, graph, complaints)
+    dropped = _dropped([name for name, technique in asked if isinstance(technique, DropBranch)], graph, complaints)
+    gone = {layer for branch in dropped for layer in branch.layers}
+    for name, technique in asked:
+        if isinstance(technique, DropBranch) or name in gone:
             continue
-        for step in steps:
-            try:
-                technique = build(step)
-            except PolicyError as error:
-                complaints.append(f"layer '{name}': {error}")
-                continue
-            step = _spelled_out(technique)
-            if isinstance(technique, PruneChannels):
-                complaints.extend(_place_channels(name, technique, step, graph, channels))
-            else:
-                wanted.setdefault(name, []).append((technique, step))
+        step = _spelled_out(technique)
+        if isinstance(technique, PruneChannels):
+            complaints.extend(_place_channels(name, technique, step, graph, channels))
+        else:
+            wanted.setdefault(name, []).append((technique, step))
+    channels = {root: pair for root, pair in channels.items() if root not in gone}
     kept = {root: (t, s) for root, (t, s) in channels.items() if not t.is_identity(graph.layers[root])}
     shapes = _shapes_after(graph, {root: technique for root, (technique, _) in kept.items()})
     plans, normalised = [], {root: [step] for root, (_, step) in kept.items()}
+    normalised |= {branch.root: [Step.of(DropBranch.name)] for branch in dropped}
     for name, pairs in wanted.items():
         plan, steps_kept = _plan_layer(shapes[name], pairs, complaints)
         normalised.setdefault(name, []).extend(steps_kept)
@@ -90,7 +92,44 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     final = Policy({name: tuple(steps) for name, steps in normalised.items()})
     order = {name: position for position, name in enumerate(graph.layers)}
     plans.sort(key=lambda p: order[p.layer.name])
-    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans))
+    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans), dropped)
+
+
+def before(plan: Plan, phase: Phase) -> Plan:
+    """The plan's earlier phases alone."""
+    layers = [replace(p, techniques=tuple(t for t in p.techniques if t.phase < phase)) for p in plan.layers]
+    return replace(plan, layers=tuple(p for p in layers if p.techniques))
+
+
+def _read(
+    policy: Policy, graph: ModelGraph, complaints: list[str]
+) -> list[tuple[str, Technique | DropBranch | PruneChannels]]:
+    """The techniques that the policy names, each with its layer."""
+    found = []
+    for name, steps in policy.layers.items():
+        if name not in graph.layers:
+            complaints.append(_unknown_layer(name, graph.layers))
+            continue
+        for step in steps:
+            try:
+                found.append((name, build(step)))
+            except PolicyError as error:
+                complaints.append(f"layer '{name}': {error}")
+    return found
+
+
+def _dropped(names: Iterable[str], graph: ModelGraph, complaints: list[str]) -> tuple[Branch, ...]:
+    """The branches that start with these layers, in the network's order; none that lies in another of them."""
+    roots = {branch.root: branch for branch in graph.branches}
+    wanted = set(names)
+    for name in sorted(wanted - set(roots)):
+        known = f"these layers do: {', '.join(roots)}" if roots else "the network has none"
+        complaints.append(
+            f"layer '{name}': drop_branch cannot be applied: it does not start a residual branch that can be dropped;"
+            f" {known}"
+        )
+    chosen = [branch for root, branch in roots.items() if root in wanted]
+    return tuple(b for b in chosen if not any(b.root in other.layers for other in chosen if other is not b))
 
 
 def _plan_layer(

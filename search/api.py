@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
 from .prepare import Given, Prepared, data_options, dense_network, prepare, read_data
+from .profiling import run_profile
 from .progress import Listener, Silence
+from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
 from .summary import note_layers, write_report
@@ -138,28 +141,42 @@ def open_front(directory: str | Path) -> Front:
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
+    with _session(config, out, listener, given) as session:
+        try:
+            found = run_stages(session)
+        finally:
+            write_report(session.run, config, session.ledger)
+    return Front(session.run, config, found, given)
+
+
+def profile(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> Profile:
+    """Build the bank of a configuration and write ``sensitivity.html``; a search in the same directory goes on from it.
+
+    Parameters
+    ----------
+    config, out
+        What is looked at, and the run directory.
+    """
+    with _session(config, out, listener or Silence(), given or Given()) as session:
+        return run_profile(session)
+
+
+@contextmanager
+def _session(config: Config, out: Path, listener: Listener, given: Given) -> Iterator[Session]:
     is_new = not RunDirectory(out).config.is_file()
     run = open_run(out, config)
     try:
-        return _carry_out(run, config, listener, given)
+        with Ledger(run.path) as ledger:
+            prepared = prepare(config, run, listener.say, given)
+            _claim(ledger, run, prepared)
+            write_bytes(run.reference, prepared.bench.reference)
+            write_environment(run, prepared.threads, prepared.workers, config.seed)
+            note_layers(ledger, prepared.bench.graph)
+            yield Session(config, run, prepared, ledger, listener)
     except (ConfigError, DataError, ModelError):
         if is_new:
             discard_unused(run)
         raise
-
-
-def _carry_out(run: RunDirectory, config: Config, listener: Listener, given: Given) -> Front:
-    with Ledger(run.path) as ledger:
-        prepared = prepare(config, run, listener.say, given)
-        _claim(ledger, run, prepared)
-        write_bytes(run.reference, prepared.bench.reference)
-        write_environment(run, prepared.threads, prepared.workers, config.seed)
-        note_layers(ledger, prepared.bench.graph)
-        try:
-            found = run_stages(Session(config, run, prepared, ledger, listener))
-        finally:
-            write_report(run, config, ledger)
-    return Front(run, config, found, given)
 
 
 def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared) -> None:

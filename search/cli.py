@@ -95,6 +95,37 @@ def search(
     _finish(directory, lambda listener: run_search(loaded, directory, listener), as_json)
 
 
+@app.command(epilog="Example: `paretopress profile configs/mnist_lenet5.yaml --out runs/lenet5`")
+def profile(
+    config: Annotated[Path, typer.Argument(help="A configuration file (see init and schema).", metavar="CONFIG")],
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value: a.b=c. May be given more than once.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every layer's variants alone and draw the sensitivity curves; a search in the same directory uses them."""
+    from .api import profile as build
+    from .config import load_config
+    from .rundir import RunDirectory
+    from .terminal import TerminalListener
+
+    directory = out or Path("runs") / config.stem
+    loaded = load_config(config, tuple(changes or ()))
+    with TerminalListener(_errors) as listener:
+        found = build(loaded, directory, listener)
+    page = RunDirectory(directory).sensitivity
+    failed = sum(variant.failure is not None for variant in found.variants)
+    summary = {
+        "sensitivity": str(page),
+        "variants": len(found.variants),
+        "failed": failed,
+        "seconds": found.seconds,
+        "additivity": dict(found.additivity or {}),
+    }
+    _say(summary, as_json, f"sensitivity: {page} ({len(found.variants)} variants, {failed} failed)")
+
+
 @app.command(epilog="Example: `paretopress resume runs/lenet5`")
 def resume(directory: Directory, as_json: Json = False) -> None:
     """Go on where a run stopped, whatever stopped it."""

@@ -63,6 +63,11 @@ class RecoveryConfig(TrainConfig):
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Positive = 1e-3
     weight_decay: float = Field(0.0, ge=0)
+    prune_share: Share = Field(
+        0.5,
+        description="share of the epochs in which pruned layers lose their weights step by step, and those that matter"
+        " come back (1608.04493); 0: all at once",
+    )
     temperature: Positive = Field(4.0, description="softens the dense network's outputs")
     teacher_weight: float = Field(0.7, ge=0, le=1, description="share of the loss that the dense network sets")
 
@@ -118,6 +123,7 @@ class SpaceRule(Section):
     precision: tuple[str, ...] | None = None
     rank: tuple[float, ...] | None = None
     channels: tuple[float, ...] | None = None
+    blocks: tuple[Literal["keep", "drop"], ...] | None = None
 
 
 class SpaceConfig(Section):
@@ -132,8 +138,15 @@ class SpaceConfig(Section):
         (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"
     )
     channels: tuple[float, ...] = Field((1.0,), description="shares of a group's channels that are kept")
+    blocks: tuple[Literal["keep", "drop"], ...] = Field(
+        ("keep",), description="keep, or keep and drop: whether residual branches may be dropped whole"
+    )
     multiple: Count = Field(8, description="channel counts are multiples of this")
     factorize: Literal["svd_spatial", "tucker2"] = Field("svd_spatial", description="how convolutions are factorized")
+    second_order: bool = Field(
+        True,
+        description="weights that are left make up for those that go or are rounded (2208.11580), where a layer allows it",
+    )
     tie: Literal["auto", "none", "stage", "all"] | tuple[tuple[str, ...], ...] = Field(
         "auto", description="which layers share one choice: none, stage, all, or lists of name patterns"
     )
@@ -144,10 +157,16 @@ class SpaceConfig(Section):
 class SearchConfig(Section):
     """How the space is searched."""
 
-    sampler: Literal["nsga2", "tpe", "gp", "random"] = "nsga2"
+    sampler: Literal["bank", "nsga2", "tpe", "gp", "random"] = Field(
+        "bank", description="bank: solve a bank of measured layer variants; the others are Optuna's"
+    )
     evaluations: Count = Field(100, description="candidates screened")
     batch: Count = Field(8, description="candidates asked for at a time")
     objectives: tuple[str, ...] = Field(("error", "stored", "latency"), min_length=1)
+    stitch_pictures: Count = Field(
+        512,
+        description="training pictures of the lowest rung, on which the sampler 'bank' tries thrice as many candidates",
+    )
     screen_pictures: Count = Field(1000, description="validation pictures a candidate is screened on")
     screen_error: Positive = Field(
         10.0, description="points of error above the dense network that recovery is trusted to win back"

@@ -6,7 +6,8 @@ goes on from what was recorded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from ..evaluators.candidate import CandidateFactory
 from ..evaluators.pool import InProcessPool, Pool
@@ -33,8 +34,7 @@ def run_stages(session: Session) -> FrontData:
     size, latency = baseline["stored_bytes"] / 1000, baseline["latency_ms"]
     session.listener.say(f"dense: {baseline['error_pct']:.2f} % error, {size:.1f} kB stored, {latency:.3f} ms")
     finals = Finals(session)
-    with _pool(session) as pool:
-        dispatcher = Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session))
+    with dispatching(session) as dispatcher:
         Screening(session)(dispatcher)
         finalists = finals.choose()
         finals.recover(dispatcher, finalists)
@@ -45,6 +45,13 @@ def run_stages(session: Session) -> FrontData:
         write_text(session.run.policy(member.id), member.policy.to_yaml())
     found.write(session.run.front)
     return found
+
+
+@contextmanager
+def dispatching(session: Session) -> Iterator[Dispatcher]:
+    """A pool of workers, and who hands them their work."""
+    with _pool(session) as pool:
+        yield Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session))
 
 
 def _keeper(session: Session) -> KeepArtefacts:

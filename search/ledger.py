@@ -203,6 +203,10 @@ class Ledger(AbstractContextManager["Ledger"]):
                 (reason, *astuple(key)),
             )
 
+    def find(self, key: EvaluationKey) -> Evaluation | None:
+        """The row of a key, or ``None`` where it was never registered."""
+        return self._find(key)
+
     def get(self, key: EvaluationKey) -> Evaluation:
         """The row of a key; a ``SearchError`` where it was never registered."""
         row = self._find(key)

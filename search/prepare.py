@@ -28,7 +28,7 @@ from ..policies.errors import ConfigError, DataError, ModelError
 from ..policies.export.onnx import export_onnx
 from ..policies.files import write_atomically
 from ..policies.graph import ModelGraph
-from ..spaces.layerwise import LayerwiseSpace, Menu, make_units
+from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
 from .config import Config, SpaceConfig
 from .rundir import RunDirectory
 
@@ -180,14 +180,16 @@ def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
     Raises
     ------
     ConfigError
-        Where no knob is left.
+        Where no knob is left, or blocks are to be dropped that the network has not.
     """
+    _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
-    space = LayerwiseSpace(graph, units, menus, section.multiple, section.factorize)
+    space = LayerwiseSpace(graph, units, menus, section.multiple, section.factorize, section.second_order)
     if not space.menu():
         raise ConfigError(
-            "space: every menu has one option or none fits a layer; give sparsity, precision, rank or channels two or more"
+            "space: every menu has one option or none fits a layer;"
+            " give sparsity, precision, rank, channels or blocks two or more"
         )
     return space
 
@@ -225,20 +227,35 @@ def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
 
 
 def _menu(section: SpaceConfig, names: tuple[str, ...]) -> Menu:
-    options = {knob: getattr(section, knob) for knob in ("sparsity", "precision", "rank", "channels")}
+    options = {knob: getattr(section, knob) for knob in KNOBS}
     for rule in section.rules:
         if any(fnmatchcase(name, rule.layers) for name in names):
             options |= {knob: value for knob in options if (value := getattr(rule, knob)) is not None}
     return Menu(**options)
 
 
+def _check_blocks(section: SpaceConfig, graph: ModelGraph) -> None:
+    roots = [branch.root for branch in graph.branches]
+    asked = [("space.blocks", "*", section.blocks)]
+    asked += [("space.rules", rule.layers, rule.blocks) for rule in section.rules if rule.blocks is not None]
+    for where, pattern, blocks in asked:
+        if "drop" in blocks and not any(fnmatchcase(root, pattern) for root in roots):
+            known = f"these do: {', '.join(roots)}" if roots else "the network has none that can be dropped"
+            raise ConfigError(
+                f"{where}: blocks are to be dropped where '{pattern}' matches no layer that starts a residual branch;"
+                f" {known}"
+            )
+
+
 def _settings(config: Config) -> Settings:
     return Settings(
         quality=config.quality,
+        stitch_pictures=config.search.stitch_pictures,
         screen_pictures=config.search.screen_pictures,
         screen_seconds=config.latency.screen_seconds,
         latency_threads=config.latency.threads,
         recovery=config.recovery.recipe(),
+        prune_share=config.recovery.prune_share,
         temperature=config.recovery.temperature,
         # Without true labels the dense network is the only one to learn from.
         teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,

@@ -14,7 +14,7 @@ class Progress:
     Parameters
     ----------
     phase
-        ``screen``, ``recover`` or ``test``.
+        ``bank``, ``screen``, ``recover`` or ``test``.
     done, total
         Evaluations of this phase.
     failed

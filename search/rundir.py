@@ -57,6 +57,11 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
+    def sensitivity(self) -> Path:
+        """The page of sensitivity curves."""
+        return self.path / "sensitivity.html"
+
+    @property
     def environment(self) -> Path:
         return self.path / "environment.json"
 

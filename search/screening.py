@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..policies.errors import PolicyError
+from ..policies.errors import PolicyError, SearchError
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
+from .banking import Banking, failed_units, leave_dense, make_guide
 from .dispatch import Dispatcher
+from .feasibility import unreachable
 from .records import TrialRecord
+from .samplers.bank_guided import Guide
 from .session import DENSE, Session, nothing_left
+from .stitching import Choice, EveryOne, Stitching
 from .study import Asked, Outcome, Study
 
 UNIFORM_SHARE = 0.5
 HOPELESS_AFTER = 16
+IDLE_BATCHES = 3
+BATCH = "paretopress:batch"
+"""Attribute of a trial: the number of the first trial of its batch."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +43,52 @@ class Screening:
             Where every candidate fails.
         """
         settings = self.session.config.search
+        guide = self._guide(dispatcher) if settings.sampler == "bank" else None
         study = Study(
             self.session.prepared.space,
             self.session.objectives,
             settings.sampler,
             self.session.config.seed,
             settings.evaluations,
+            guide,
         )
+        choice: Choice = EveryOne() if guide is None else Stitching(self.session, guide)
         uniform = self._uniform()
         records = self.session.ledger.trials()
-        told = 0
-        while told < max(settings.evaluations, len(records)):
+        told, screened, idle = 0, 0, 0
+        while told < len(records) or (screened < settings.evaluations and idle < IDLE_BATCHES):
             if told == len(records):
-                count = min(settings.batch, settings.evaluations - told)
+                count = choice.count(settings.batch, settings.evaluations - screened)
                 asked = study.ask(uniform[told : told + count], count)
-                records = [*records, *self._note(asked)]
-            batch = records[told:]
-            self._evaluate(dispatcher, batch, told)
+                records = [*records, *self._note(asked, told, choice.rung)]
+            batch = _batch(records, told)
+            promoted = choice.choose(dispatcher, batch, settings.evaluations - screened)
+            self._evaluate(dispatcher, promoted, screened, choice.rung)
+            choice.learn(promoted)
             for record in batch:
-                study.tell(record, self._outcome(record))
-            told = len(records)
+                study.tell(record, self._outcome(record, choice))
+            told += len(batch)
+            screened += len(promoted)
+            idle = 0 if promoted else idle + 1
             study.write_journal(self.session.run.journal)
             self._give_up_where_hopeless(records)
+
+    def _guide(self, dispatcher: Dispatcher) -> Guide:
+        banking = Banking(self.session)
+        figures = banking(dispatcher)
+        central = banking.central_costs()
+        failed = failed_units(figures)
+        if len(failed) == len({f.entry.unit for f in figures}) or not central:
+            reason = next(iter(failed.values()), "the network in the middle of all menus cannot be built")
+            raise SearchError(f"no layer can be compressed as space says: {reason}; widen or change the menus")
+        leave_dense(self.session, failed)
+        guide = make_guide(self.session, figures, central)
+        warning = unreachable(self.session, guide)
+        if warning is not None:
+            self.session.listener.say(warning)
+        self.session.ledger.set_meta("unreachable", warning or "")
+        self.session.ledger.set_meta("left_dense", json.dumps(failed))
+        return guide
 
     def _uniform(self) -> list[dict[str, int]]:
         everything = [{k: int(v) for k, v in choices.items()} for choices in self.session.prepared.space.uniform()]
@@ -65,18 +97,17 @@ class Screening:
             return everything
         return [everything[i] for i in np.unique(np.linspace(0, len(everything) - 1, room).round().astype(int))]
 
-    def _note(self, asked: Sequence[Asked]) -> list[TrialRecord]:
+    def _note(self, asked: Sequence[Asked], batch: int, rung: str) -> list[TrialRecord]:
         """Register what was asked: the evaluations first, then their trials, so that a trial always has its row."""
         records = []
         for question in asked:
             policy, complaint = self._normalised(question.policy)
-            key = self.session.key(policy, "screen")
+            key = self.session.key(policy, rung)
             row = self.session.ledger.register(key, policy.to_json(), question.origin, {"number": question.number})
             if complaint is not None and row.state == "pending":
                 self.session.ledger.fail(self.session.ledger.lease(key, time.time()), "PolicyError", complaint)
-            records.append(
-                TrialRecord(question.number, policy.digest, question.origin, question.choices, question.attributes)
-            )
+            attributes = {**question.attributes, BATCH: batch}
+            records.append(TrialRecord(question.number, policy.digest, question.origin, question.choices, attributes))
         self.session.ledger.add_trials(records)
         return records
 
@@ -86,8 +117,11 @@ class Screening:
         except PolicyError as error:
             return policy, str(error)
 
-    def _evaluate(self, dispatcher: Dispatcher, batch: Sequence[TrialRecord], before: int) -> None:
+    def _evaluate(self, dispatcher: Dispatcher, batch: Sequence[TrialRecord], before: int, rung: str) -> None:
         keys = {record.policy_hash: self.session.key_of(record.policy_hash, "screen") for record in batch}
+        for record in batch:
+            policy = self.session.ledger.get(self.session.key_of(record.policy_hash, rung)).policy_json
+            self.session.ledger.register(keys[record.policy_hash], policy, record.origin, {"number": record.number})
         open_rows = sum(self.session.ledger.get(key).state in ("pending", "leased") for key in keys.values())
         start, counter = before + len(batch) - open_rows, iter(range(1, open_rows + 1))
         dispatcher.on_done = lambda _: self.session.show(
@@ -95,19 +129,29 @@ class Screening:
         )
         dispatcher.run((key, {}) for key in keys.values())
 
-    def _outcome(self, record: TrialRecord) -> Outcome:
-        row = self.session.ledger.get(self.session.key_of(record.policy_hash, "screen"))
+    def _outcome(self, record: TrialRecord, choice: Choice) -> Outcome:
+        attributes = choice.attributes(record)
+        screened = self.session.ledger.find(self.session.key_of(record.policy_hash, "screen"))
+        row = screened or self.session.ledger.get(self.session.key_of(record.policy_hash, choice.rung))
+        if screened is None and row.state == "done":
+            return Outcome(None, pruned=True, attributes=attributes)
         if row.state != "done":
-            return Outcome(None, {}, f"{row.error_class}: {row.error}")
-        return Outcome(
-            tuple(row.values[name] for name in self.session.objectives), self.session.screen_violations(row.values)
-        )
+            return Outcome(None, {}, f"{row.error_class}: {row.error}", attributes=attributes)
+        values = tuple(row.values[name] for name in self.session.objectives)
+        return Outcome(values, self.session.screen_violations(row.values), attributes=attributes)
 
     def _give_up_where_hopeless(self, records: Sequence[TrialRecord]) -> None:
         # The dense network says nothing about whether compression works.
         hashes = dict.fromkeys(record.policy_hash for record in records if record.policy_hash != DENSE.digest)
-        rows = [self.session.ledger.get(self.session.key_of(policy_hash, "screen")) for policy_hash in hashes]
-        asked_all = len(records) >= self.session.config.search.evaluations
+        found = [self.session.ledger.find(self.session.key_of(policy_hash, "screen")) for policy_hash in hashes]
+        rows = [row for row in found if row is not None]
+        asked_all = len(rows) >= self.session.config.search.evaluations
         if any(row.state == "done" for row in rows) or not (rows and (asked_all or len(rows) >= HOPELESS_AFTER)):
             return
         raise nothing_left(f"all {len(rows)} candidates failed", rows)
+
+
+def _batch(records: Sequence[TrialRecord], start: int) -> list[TrialRecord]:
+    """The trials that were asked together with the one at ``start``."""
+    first = records[start].attributes[BATCH]
+    return [record for record in records[start:] if record.attributes[BATCH] == first]

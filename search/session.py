@@ -24,6 +24,8 @@ from .rundir import RunDirectory
 from .seeds import derive_seed
 
 DENSE = Policy()
+RUNG_SHOWN = {"bank": "kernels", "screen": "screen", "recover": "recover", "test": "recover"}
+"""Phase -> the rung whose evaluations its progress line sums up."""
 
 
 @dataclass
@@ -101,13 +103,11 @@ class Session:
 
     def show(self, phase: str, done: int, of: int) -> None:
         """Tell the listener where a phase stands."""
-        rows = [
-            row for row in self.rows("screen" if phase == "screen" else "recover") if row.state in ("done", "failed")
-        ]
+        rows = [row for row in self.rows(RUNG_SHOWN[phase]) if row.state in ("done", "failed")]
         good = [row for row in rows if row.state == "done"]
-        metrics = [row.values for row in good]
+        metrics = [] if phase == "bank" else [row.values for row in good]
         missed = np.array([total(self.screen_violations(values)) for values in metrics])
-        size = len(front_of(scaled_values(metrics, self.objectives), missed)) if good else 0
+        size = len(front_of(scaled_values(metrics, self.objectives), missed)) if metrics else 0
         keeping = [values for values, miss in zip(metrics, missed) if miss <= 0]
         wanted = dict.fromkeys([*self.objectives, *(limit.metric for limit in self.validation_limits)])
         best = {name: min(values[name] for values in keeping) for name in wanted if keeping}

@@ -25,6 +25,7 @@ from ..policies.policy import Policy
 from ..spaces.base import Space
 from .records import TrialRecord
 from .samplers import make_sampler
+from .samplers.bank_guided import Guide
 
 STUDY_NAME = "paretopress"
 
@@ -41,11 +42,17 @@ class Outcome:
         Name -> violation, kept where 0 or less.
     note
         Why it failed.
+    pruned
+        Whether it was not promoted to the rung that measures the objectives.
+    attributes
+        System attributes for the sampler, such as the damage that a lower rung measured.
     """
 
     values: tuple[float, ...] | None
     constraints: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    pruned: bool = False
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,22 @@ class Study:
         Metric names, all minimised.
     sampler, seed, evaluations
         See ``make_sampler``; the seed is the run's.
+    guide
+        What the sampler ``bank`` goes by.
     """
 
-    def __init__(self, space: Space, objectives: Sequence[str], sampler: str, seed: int, evaluations: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        objectives: Sequence[str],
+        sampler: str,
+        seed: int,
+        evaluations: int,
+        guide: Guide | None = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._name, self._seed, self._evaluations = space, sampler, seed, evaluations
-        self._objectives = tuple(objectives)
+        self._objectives, self._guide = tuple(objectives), guide
         self._answered: list[FrozenTrial] = []
         self._entries, self._journaled = _Entries(), 0
         self._journal: optuna.Study | None = None
@@ -91,7 +108,7 @@ class Study:
         study = self._create(optuna.storages.InMemoryStorage())
         study.add_trials(self._answered)
         seed = int(np.random.SeedSequence([self._seed, len(self._answered)]).generate_state(1)[0])
-        study.sampler = make_sampler(self._name, seed, self._evaluations)
+        study.sampler = make_sampler(self._name, seed, self._evaluations, self._guide, max(1, count - len(fixed)))
         for choices in fixed[:count]:
             study.enqueue_trial(dict(choices))
         asked = []
@@ -130,13 +147,14 @@ class Study:
         return study
 
     def _frozen(self, record: TrialRecord, outcome: Outcome) -> FrozenTrial:
-        state = TrialState.FAIL if outcome.values is None else TrialState.COMPLETE
+        unmeasured = TrialState.PRUNED if outcome.pruned else TrialState.FAIL
+        state = unmeasured if outcome.values is None else TrialState.COMPLETE
         return create_trial(
             state=state,
             values=None if outcome.values is None else list(outcome.values),
             params=dict(record.choices),
             distributions={name: self._distributions[name] for name in record.choices},
-            system_attrs=dict(record.attributes),
+            system_attrs={**record.attributes, **outcome.attributes},
             user_attrs={"failure": outcome.note} if outcome.note else {},
             constraints=dict(outcome.constraints) or None,
         )

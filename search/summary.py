@@ -19,7 +19,13 @@ from .rundir import RunDirectory, read_json
 def note_layers(ledger: Ledger, graph: ModelGraph) -> None:
     """Record the network's layers, so that a report needs the ledger only."""
     layers = [
-        {"name": info.name, "kind": info.kind, "weights": info.weights, "shape": list(info.weight_shape)}
+        {
+            "name": info.name,
+            "kind": info.kind,
+            "weights": info.weights,
+            "shape": list(info.weight_shape),
+            "dropped_with": [b.root for b in graph.branches if info.name in b.layers and info.name != b.root],
+        }
         for info in graph.layers.values()
     ]
     ledger.set_meta("layers", json.dumps(layers))
@@ -45,6 +51,7 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
     knee = found.knee if found is not None else None
     front = [] if found is None else [{**m.as_dict(), "knee": knee is not None and m.id == knee.id} for m in found]
     feasible = {entry["id"]: entry["feasible"] for entry in front}
+    layers = json.loads(ledger.meta("layers") or "[]")
     return ReportData(
         run=run.path.resolve().name,
         directory=directory,
@@ -53,9 +60,9 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
         baseline=baseline,
         quality=config.quality,
         limits=_limits(config, baseline),
-        front=front,
-        history=_history(rows, feasible),
-        layers=json.loads(ledger.meta("layers") or "[]"),
+        front=[with_gone_layers(entry, layers) for entry in front],
+        history=[with_gone_layers(entry, layers) for entry in _history(rows, feasible)],
+        layers=layers,
         methods=methods(config),
         seconds_total=_seconds(rows),
     )
@@ -118,6 +125,15 @@ def _entry(number: int, row: Evaluation, counted: Mapping[str, float], feasible:
         "feasible": feasible.get(identity),
         "policy": json.loads(row.policy_json),
     }
+
+
+def with_gone_layers(entry: dict[str, Any], layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entry, its policy naming every layer of a dropped block: alone, it names the first."""
+    given = entry["policy"].get("layers") or {}
+    dropped = {name for name, steps in given.items() if any("drop_branch" in step for step in steps)}
+    names = [str(layer["name"]) for layer in layers if dropped.intersection(layer.get("dropped_with", ()))]
+    gone: dict[str, Any] = {name: [{"drop_branch": {}}] for name in names}
+    return {**entry, "policy": {**entry["policy"], "layers": {**given, **gone}}} if gone else entry
 
 
 def _seconds(rows: list[Evaluation]) -> float:

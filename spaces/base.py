@@ -35,6 +35,14 @@ class Space(Protocol):
         """Choices that treat every layer alike: the baselines every search starts from."""
         ...
 
+    def variants(self, most: int) -> Mapping[str, tuple[Choices, ...]]:
+        """For each unit with a choice: its own knobs' settings, each doing something else, ``most`` at most."""
+        ...
+
+    def central(self) -> Choices:
+        """Choices in the middle of every menu, channels and blocks kept: where a unit is looked at with the others around it."""
+        ...
+
     def menu(self) -> Mapping[str, Sequence[object]]:
         """Each knob's name with its options, in order."""
         ...

@@ -1,11 +1,12 @@
-"""Per-layer menus of sparsity, precision, rank and channels; layers may be tied so that they share one choice."""
+"""Per-layer menus of sparsity, precision, rank, channels and blocks; layers may be tied so that they share one choice."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from ..policies.errors import ConfigError
@@ -15,8 +16,13 @@ from ..policies.techniques import build
 from ..policies.techniques.base import LayerInfo
 from .base import Choices, SuggestTrial
 
-KNOBS = ("channels", "rank", "sparsity", "precision")
+KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
+BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
+DROP = Step.of("drop_branch")
 AUTO_TIE_ABOVE = 16
+FINE_BITS = 8
+MOST_OPERATIONS = 1e12
+"""Solving a layer's rows takes about as many; above it a layer falls back to magnitude and to the nearest value."""
 _PRECISION = re.compile(r"float32|w(?P<bits>[2-8])(?P<act>a8)?|k(?P<clusters>\d{1,3})", re.ASCII)
 
 
@@ -34,17 +40,24 @@ class Menu:
         Shares of the weights that factors keep.
     channels
         Shares of the channels kept.
+    blocks
+        ``keep``, and ``drop`` for the residual branch that starts with the layer.
     """
 
     sparsity: tuple[float, ...] = (0.0,)
     precision: tuple[str, ...] = ("float32",)
     rank: tuple[float, ...] = (1.0,)
     channels: tuple[float, ...] = (1.0,)
+    blocks: tuple[str, ...] = ("keep",)
 
     def __post_init__(self) -> None:
         for name in KNOBS:
             if not getattr(self, name):
                 raise ConfigError(f"space.{name}: a menu needs at least one option")
+        if self.blocks not in BLOCKS:
+            raise ConfigError(
+                f"space.blocks: expected [keep], [keep, drop] or [drop] in this order; got [{', '.join(self.blocks)}]"
+            )
         for text in self.precision:
             match = _PRECISION.fullmatch(text)
             if match is None or (match["clusters"] and not 2 <= int(match["clusters"]) <= 256):
@@ -76,6 +89,8 @@ class LayerwiseSpace:
         Grid of channel counts.
     factorize
         Technique for convolutions.
+    second_order
+        Whether weights that are left make up for those that go or are rounded, where a layer allows it.
     """
 
     graph: ModelGraph
@@ -83,15 +98,18 @@ class LayerwiseSpace:
     menus: Mapping[str, Menu]
     multiple: int = 8
     factorize: str = "svd_spatial"
+    second_order: bool = False
     _cache: dict[tuple[object, ...], tuple[Step, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def menu(self) -> dict[str, Sequence[object]]:
         """Knobs that are a real choice, ``unit/knob`` -> options."""
         knobs: dict[str, Sequence[object]] = {}
-        for unit in self.units:
+        gone = self._gone({name: (DROP,) for u, names in self.units.items() if self._drops(u) for name in names})
+        for unit, names in self.units.items():
+            layers = [self.graph.layers[name] for name in names if name not in gone]
             for knob in KNOBS:
                 options = getattr(self.menus[unit], knob)
-                if len(options) > 1 and self._matters(unit, knob, options):
+                if len(options) > 1 and self._matters(unit, layers, knob, options):
                     knobs[f"{unit}/{knob}"] = options
         return knobs
 
@@ -109,13 +127,15 @@ class LayerwiseSpace:
             options = {knob: getattr(self.menus[unit], knob)[int(chosen.get(f"{unit}/{knob}", 0))] for knob in KNOBS}
             for name in names:
                 layers[name] = self._steps(self.graph.layers[name], options)
-        return Policy(layers)
+        gone = self._gone(layers)
+        return Policy({name: steps for name, steps in layers.items() if name not in gone})
 
     def choices(self, policy: Policy) -> Choices | None:
         """The choices that give this policy, unit by unit."""
         chosen: Choices = {}
-        knobs = self.menu()
-        for unit, names in self.units.items():
+        knobs, gone = self.menu(), self._gone(policy.layers)
+        for unit, members in self.units.items():
+            names = [name for name in members if name not in gone]
             mine = [knob for knob in KNOBS if f"{unit}/{knob}" in knobs]
             ranges = [range(len(getattr(self.menus[unit], knob))) for knob in mine]
             for indices in itertools.product(*ranges):
@@ -129,13 +149,16 @@ class LayerwiseSpace:
         return chosen if self.policy(chosen) == policy else None
 
     def uniform(self) -> Iterator[Choices]:
-        """Every layer alike: the dense network, each option alone, then precision with sparsity and with channels."""
+        """Every layer alike: the dense network, each option alone, then precision with sparsity and with channels.
+
+        No block is dropped: without all of them at once, little is left of a network.
+        """
         knobs = self.menu()
         longest = {
             knob: max((len(o) for name, o in knobs.items() if name.endswith("/" + knob)), default=1) for knob in KNOBS
         }
         settings: list[dict[str, int]] = [{}]
-        settings += [{knob: i} for knob in reversed(KNOBS) for i in range(1, longest[knob])]
+        settings += [{knob: i} for knob in reversed(KNOBS[1:]) for i in range(1, longest[knob])]
         for other in ("channels", "sparsity", "rank"):
             pairs = itertools.product(range(1, longest[other]), range(1, longest["precision"]))
             settings += [{other: i, "precision": j} for i, j in pairs]
@@ -148,9 +171,53 @@ class LayerwiseSpace:
                 seen.add(tuple(chosen.values()))
                 yield chosen
 
-    def _matters(self, unit: str, knob: str, options: Sequence[object]) -> bool:
+    def variants(self, most: int) -> dict[str, tuple[Choices, ...]]:
+        """The product of each unit's menus; of long menus, interior options are left out until ``most`` variants remain."""
+        knobs = self.menu()
+        out: dict[str, tuple[Choices, ...]] = {}
+        for unit, names in self.units.items():
+            mine = {knob: len(knobs[f"{unit}/{knob}"]) for knob in KNOBS if f"{unit}/{knob}" in knobs}
+            if not mine:
+                continue
+            distinct: dict[tuple[tuple[Step, ...], ...], Choices] = {}
+            # Of a layer that starts a block, all variants without the block are one.
+            alone = "blocks" in mine and all(self._starts_branch(name) for name in names)
+            for indices in itertools.product(*_thinned(list(mine.values()), 2 * most - 2 if alone else most)):
+                chosen: Choices = {f"{unit}/{knob}": index for knob, index in zip(mine, indices)}
+                layers = self.policy(chosen).layers
+                distinct.setdefault(tuple(layers.get(name, ()) for name in names), chosen)
+            out[unit] = tuple(distinct.values())
+        return out
+
+    def central(self) -> Choices:
+        """The middle option of each knob, with all channels and blocks kept."""
+        kept = ("/blocks", "/channels")
+        return {name: 0 if name.endswith(kept) else len(options) // 2 for name, options in self.menu().items()}
+
+    def alone(self, unit: str, chosen: Mapping[str, float | int | str]) -> Policy:
+        """The policy that treats one unit as chosen and leaves all other layers dense."""
+        whole = self.policy(chosen)
+        return Policy({name: whole.layers.get(name, ()) for name in self.units[unit]})
+
+    def without(self, units: Collection[str]) -> LayerwiseSpace:
+        """The same space with some units left dense."""
+        return replace(self, units={unit: names for unit, names in self.units.items() if unit not in units}, _cache={})
+
+    def _starts_branch(self, layer: str) -> bool:
+        branch = self.graph.branch_of(layer)
+        return branch is not None and branch.root == layer
+
+    def _gone(self, layers: Mapping[str, tuple[Step, ...]]) -> set[str]:
+        """Layers that are gone with a branch that starts before them."""
+        dropped = [branch for branch in self.graph.branches if DROP in layers.get(branch.root, ())]
+        return {name for branch in dropped for name in branch.layers if name != branch.root}
+
+    def _drops(self, unit: str) -> bool:
+        """Whether blocks that start in the unit are dropped without a choice."""
+        return self.menus[unit].blocks == ("drop",)
+
+    def _matters(self, unit: str, layers: Sequence[LayerInfo], knob: str, options: Sequence[object]) -> bool:
         neutral = {name: getattr(self.menus[unit], name)[0] for name in KNOBS}
-        layers = [self.graph.layers[name] for name in self.units[unit]]
         return any(len({self._steps(layer, {**neutral, knob: option}) for option in options}) > 1 for layer in layers)
 
     def _steps(self, layer: LayerInfo, options: Mapping[str, object]) -> tuple[Step, ...]:
@@ -161,6 +228,9 @@ class LayerwiseSpace:
         return self._cache[key]
 
     def _wanted(self, layer: LayerInfo, options: Mapping[str, object]) -> Iterator[Step]:
+        if options["blocks"] == "drop" and self._starts_branch(layer.name):
+            yield DROP
+            return
         channels, rank = float(str(options["channels"])), float(str(options["rank"]))
         if channels < 1:
             group = self.graph.group_of(layer.name)
@@ -170,18 +240,46 @@ class LayerwiseSpace:
             yield factor_step(layer, rank, self.factorize)
         # A depthwise layer has few weights and each of them matters: leaving some out costs much and saves next to nothing.
         if float(str(options["sparsity"])) > 0 and layer.groups == 1:
-            yield Step.of("prune_magnitude", sparsity=float(str(options["sparsity"])))
-        yield from precision_step(str(options["precision"]))
+            yield self._best(layer, pruning_steps(float(str(options["sparsity"]))))
+        # Behind second-order pruning it costs seconds a layer and lowers the network's error no further.
+        pruned = float(str(options["sparsity"])) > 0
+        for steps in precision_steps(str(options["precision"])):
+            yield steps[0] if pruned else self._best(layer, steps)
+
+    def _best(self, layer: LayerInfo, steps: tuple[Step, Step]) -> Step:
+        """The second-order step of a pair, if it is wanted and the layer can have it."""
+        plain, second_order = steps
+        affordable = layer.weights * math.prod(layer.weight_shape[1:]) ** 2 <= MOST_OPERATIONS
+        return second_order if self.second_order and affordable and build(second_order).check(layer) is None else plain
 
 
-def precision_step(text: str) -> Iterator[Step]:
-    """The step of a precision such as ``w4a8`` or ``k16``; none for ``float32``."""
+def pruning_steps(sparsity: float) -> tuple[Step, Step]:
+    """Pruning by magnitude, and by the layer's Hessian."""
+    return Step.of("prune_magnitude", sparsity=sparsity), Step.of("prune_obs", sparsity=sparsity)
+
+
+def precision_steps(text: str) -> Iterator[tuple[Step, Step]]:
+    """The step of a precision such as ``w4a8`` or ``k16``, rounded to the nearest and by the Hessian; none for ``float32``.
+
+    Where values are fine enough, the nearest one is as good and found in no time.
+    """
     match = _PRECISION.fullmatch(text)
     assert match is not None
     if match["bits"]:
-        yield Step.of("quantize", bits=int(match["bits"]), activations="int8" if match["act"] else "float32")
+        bits, activations = int(match["bits"]), "int8" if match["act"] else "float32"
+        kinds = ("nearest", "second_order" if bits < FINE_BITS else "nearest")
+        a, b = (Step.of("quantize", bits=bits, activations=activations, rounding=kind) for kind in kinds)
+        yield a, b
     elif match["clusters"]:
-        yield Step.of("share", clusters=int(match["clusters"]))
+        clusters = int(match["clusters"])
+        kinds = ("nearest", "second_order" if clusters < 2 ** (FINE_BITS - 3) else "nearest")
+        a, b = (Step.of("share", clusters=clusters, rounding=kind) for kind in kinds)
+        yield a, b
+
+
+def precision_step(text: str) -> Iterator[Step]:
+    """The step of a precision, rounded to the nearest; none for ``float32``."""
+    return (plain for plain, _ in precision_steps(text))
 
 
 def factor_step(layer: LayerInfo, share: float, factorize: str) -> Step:
@@ -256,6 +354,14 @@ def _stage(name: str) -> str:
 def _fits(step: Step, layer: LayerInfo) -> bool:
     technique = build(step)
     return technique.check(layer) is None and not technique.is_identity(layer)
+
+
+def _thinned(counts: list[int], most: int) -> list[list[int]]:
+    """Indices of each menu, evenly spread, such that their product is at most ``most``."""
+    kept = list(counts)
+    while math.prod(kept) > most and max(kept) > 2:
+        kept[kept.index(max(kept))] -= 1
+    return [sorted({round(i * (n - 1) / max(1, k - 1)) for i in range(k)}) for n, k in zip(counts, kept)]
 
 
 def _grid(rank: float) -> int:

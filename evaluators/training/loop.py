@@ -73,8 +73,11 @@ def train(
     loss: Loss | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> None:
     """Train in place on ``data.train``; where a checkpoint is given, go on from it and keep it up to date.
+
+    ``on_step`` is told the number of each step that was taken and of all steps.
 
     Raises
     ------
@@ -88,7 +91,8 @@ def train(
     start = _restore(checkpoint, model, optimizer, schedule, steps) if checkpoint is not None else 0
     loss = loss or cross_entropy(recipe)
     for epoch in range(start, recipe.epochs):
-        mean = _epoch(model, data, recipe, (seed, epoch), loss, optimizer, schedule)
+        after = _told(on_step, epoch * steps, steps * recipe.epochs)
+        mean = _epoch(model, data, recipe, (seed, epoch), loss, optimizer, schedule, after)
         if not np.isfinite(mean):
             raise CandidateError(f"training diverged in epoch {epoch + 1} (loss {mean}); lower the learning rate")
         if checkpoint is not None:
@@ -107,13 +111,14 @@ def _epoch(
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
+    after_step: Callable[[int], None],
 ) -> float:
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     torch.manual_seed(generator.initial_seed())
     order = torch.randperm(len(data.train), generator=generator).numpy()
     model.train()
     total = 0.0
-    for start in _starts(len(order), recipe.batch_size):
+    for number, start in enumerate(_starts(len(order), recipe.batch_size), 1):
         x, labels = _batch(data, data.train.take(order[start : start + recipe.batch_size]))
         x = recipe.augment(x, generator).contiguous(memory_format=torch.channels_last)
         value = loss(x, model(x), labels)
@@ -121,8 +126,13 @@ def _epoch(
         value.backward()
         optimizer.step()
         schedule.step()
+        after_step(number)
         total += float(value.detach()) * len(labels)
     return total / len(order)
+
+
+def _told(on_step: Callable[[int, int], None] | None, before: int, steps: int) -> Callable[[int], None]:
+    return (lambda _: None) if on_step is None else lambda number: on_step(before + number, steps)
 
 
 def _starts(pictures: int, batch_size: int) -> range:

@@ -85,6 +85,7 @@ from .container import (
     write_header,
 )
 from .floats import read_array, read_floats, write_array, write_floats
+from .memory import CodingMemory
 from .payloads import read_codebook, read_sparse, read_uniform, write_tensor
 from .stream import PARTS, Reader, Writer
 from .tensors import CodebookTensor, DenseTensor, StoredTensor, UniformTensor
@@ -109,8 +110,15 @@ class PressFile:
     metadata: dict[str, Any]
 
 
-def encode(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, Any]) -> bytes:
+def encode(
+    tensors: Mapping[str, StoredTensor], metadata: Mapping[str, Any], memory: CodingMemory | None = None
+) -> bytes:
     """Write tensors and metadata (JSON) in as few bytes as we can; the same input gives the same bytes.
+
+    Parameters
+    ----------
+    memory
+        Where networks that share layers are written one after another: what keeps the tensors' symbols.
 
     Raises
     ------
@@ -127,7 +135,9 @@ def encode(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, Any]) -> 
     for pool in _pools(entries):
         write_array(writer, np.concatenate([tensors[entry.name].decode().ravel() for entry in pool]))
     for entry, tensor in zip(entries, stored):
-        if entry.count:
+        if entry.count and memory is not None:
+            memory.write(writer, entry, tensor)
+        elif entry.count:
             write_tensor(writer, entry, tensor)
     data = frame(writer.bytes())
     if elements(entries) > element_limit(len(data)):

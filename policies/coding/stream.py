@@ -68,6 +68,11 @@ class Writer:
         """Append what another writer collected."""
         self._operations += other._operations
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the symbols take until they are coded."""
+        return sum(values.nbytes for values, _ in self._operations if isinstance(values, np.ndarray))
+
     def bytes(self) -> bytes:
         """The coded stream, without trailing zero bytes."""
         coder = AnsCoder()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from typing import Any, cast
+from typing import cast
 
 import onnx
-import torch
 from torch import Tensor, nn
-from torch.onnx import TrainingMode
 
 from .. import forms
 from ..coding.tensors import UniformTensor
 from ..errors import ModelError
-from .onnx_graph import fold_batch_norm, fold_padding, has_control_flow, read, settle_shapes, write
+from .onnx_graph import drop_zero_additions, fold_batch_norm, fold_padding, write
 from .qdq import EightBitLayer, insert_qdq
+from .tracing import OnnxTracer
 
 
 def export_onnx(
@@ -25,6 +22,7 @@ def export_onnx(
     calibration: Tensor | None,
     plain: nn.Module | None = None,
     opset: int = 17,
+    tracer: OnnxTracer | None = None,
 ) -> bytes:
     """A compressed network as an ONNX file: input ``input`` (N, C, H, W), output ``logits`` (N, classes), N dynamic.
 
@@ -46,6 +44,8 @@ def export_onnx(
         ``forms.plain(model)``, where the caller has made it already.
     opset
         Version of the ONNX operators.
+    tracer
+        Where several networks of one structure are exported: what remembers its trace. The file is the same without.
 
     Raises
     ------
@@ -53,15 +53,14 @@ def export_onnx(
         Where the network cannot be exported, or an 8-bit layer cannot be exported as one.
     """
     layers = _eight_bit_layers(model)
-    exported = _trace((plain or forms.plain(model)).eval(), example, opset)
-    if has_control_flow(exported):
+    graph = (tracer or OnnxTracer()).graph((plain or forms.plain(model)).eval(), example, opset)
+    if isinstance(graph, onnx.ModelProto):
         if layers:
             raise ModelError(
                 "an 8-bit export needs a network without control flow; this one branches or loops at run time"
             )
-        return exported.SerializeToString()
-    graph = read(exported)
-    settle_shapes(graph, example.detach().numpy())
+        return graph.SerializeToString()
+    drop_zero_additions(graph)
     fold_padding(graph)
     fold_batch_norm(graph)
     insert_qdq(graph, layers, None if calibration is None else calibration.detach().numpy())
@@ -78,31 +77,3 @@ def _eight_bit_layers(model: nn.Module) -> dict[str, EightBitLayer]:
                 scale, zero_point = (cast(Tensor, b).item() for b in (module.input_scale, module.input_zero_point))
                 layers[f"{name}.weight"] = EightBitLayer(stored, float(scale), int(zero_point))
     return layers
-
-
-def _trace(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model,
-                (example,),
-                cast(Any, buffer),  # the legacy exporter writes to any binary file, its signature names paths only
-                opset_version=opset,
-                input_names=["input"],
-                output_names=["logits"],
-                dynamic_axes={"input": {0: "N"}, "logits": {0: "N"}},
-                training=TrainingMode.PRESERVE,
-                do_constant_folding=False,
-                dynamo=False,
-            )
-    # A network is the user's own code and may raise anything while it is traced.
-    except Exception as error:
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        shape = tuple(example.shape)
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported to ONNX with an input of shape {shape}: {cause};"
-            " check the input's shape, or replace the operator it names"
-        ) from error
-    return onnx.load_from_string(buffer.getvalue())

@@ -6,7 +6,7 @@ parameter's name and the factor that batch norm brings stays known: the integer 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,22 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class ShapeConstants:
+    """What a graph computes from shapes alone.
+
+    Parameters
+    ----------
+    values
+        By tensor.
+    reshapes
+        The shape that a reshape is given, by its output; -1 for the number of pictures.
+    """
+
+    values: dict[str, np.ndarray]
+    reshapes: dict[str, np.ndarray]
 
 
 @dataclass
@@ -72,9 +88,15 @@ class Graph:
         return self.parameters.get(node.input[1], node.input[1])
 
 
-def read(model: onnx.ModelProto) -> Graph:
-    """The graph with constants, identities and transposed weights turned into values."""
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+def read(model: onnx.ModelProto, tensors: Mapping[str, np.ndarray] | None = None) -> Graph:
+    """The graph with constants, identities and transposed weights turned into values.
+
+    Parameters
+    ----------
+    tensors
+        Initializers that the model reads and does not hold; equal ones are the same array.
+    """
+    values = {**(tensors or {}), **{tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}}
     outputs = {value.name for value in model.graph.output}
     nodes: list[onnx.NodeProto] = []
     parameters: dict[str, str] = {}
@@ -83,8 +105,9 @@ def read(model: onnx.ModelProto) -> Graph:
     for node in model.graph.node:
         _replace_inputs(node, renamed)
         source, target = node.input[0] if node.input else "", node.output[0]
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            values[target] = numpy_helper.to_array(node.attribute[0].t)
+        constant = constant_of(node)
+        if constant is not None:
+            values[target] = constant
         elif node.op_type == "Identity" and source in values and target not in outputs:
             values[target] = values[source]
         elif node.op_type == "Identity" and target not in outputs:
@@ -96,6 +119,13 @@ def read(model: onnx.ModelProto) -> Graph:
         else:
             nodes.append(node)
     return Graph(model, nodes, values, parameters, transposed, {})
+
+
+def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
+    """The value of a constant."""
+    if node.op_type != "Constant" or node.attribute[0].name != "value":
+        return None
+    return numpy_helper.to_array(node.attribute[0].t)
 
 
 def has_control_flow(model: onnx.ModelProto) -> bool:
@@ -156,6 +186,42 @@ def fold_batch_norm(graph: Graph) -> None:
     graph.nodes = kept
 
 
+def drop_zero_additions(graph: Graph) -> None:
+    """Leave out the additions of zero that dropped branches leave behind, and each ReLU that then follows a ReLU."""
+    producers = graph.producers()
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in graph.nodes:
+        _replace_inputs(node, renamed)
+        source = None if node.output[0] in graph.outputs else _passed_on(graph, node, producers)
+        if source is None:
+            kept.append(node)
+        else:
+            renamed[node.output[0]] = source
+    graph.nodes = kept
+
+
+def _passed_on(graph: Graph, node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> str | None:
+    """The input that comes out of the node as it is, or ``None``."""
+    if node.op_type == "Relu":
+        before = producers.get(node.input[0])
+        return node.input[0] if before is not None and before.op_type == "Relu" else None
+    if node.op_type != "Add":
+        return None
+    zeros = [_is_zero(graph, name, producers.get(name)) for name in node.input]
+    return node.input[zeros.index(False)] if sum(zeros) == 1 else None
+
+
+def _is_zero(graph: Graph, name: str, producer: onnx.NodeProto | None) -> bool:
+    """Whether the tensor is a zero without dimensions, so that adding it changes no shape."""
+    if name in graph.values:
+        return graph.values[name].ndim == 0 and not graph.values[name].any()
+    if producer is None or producer.op_type != "ConstantOfShape":
+        return False
+    shape, value = graph.values.get(producer.input[0]), attribute(producer, "value")
+    return shape is not None and not shape.size and (value is None or not numpy_helper.to_array(value).any())
+
+
 def fold_padding(graph: Graph) -> None:
     """Fold zero padding of height and width into the one convolution that reads it."""
     consumers = graph.consumers()
@@ -175,25 +241,36 @@ def fold_padding(graph: Graph) -> None:
     graph.nodes = kept
 
 
-def settle_shapes(graph: Graph, example: np.ndarray) -> None:
-    """Make constants of what is computed from shapes alone and does not change with the number of pictures.
+def shape_constants(graph: Graph, example: np.ndarray) -> ShapeConstants:
+    """What is computed from shapes alone and does not change with the number of pictures.
 
     The exporter writes each size as a chain of small operators; the network is run on one and on three copies of
     ``example`` (1, C, H, W), and what comes out equal is a constant.
     """
     edges = _shape_edges(graph)
     if not edges:
-        return
+        return ShapeConstants({}, {})
     reshapes = [node for node in graph.nodes if node.op_type == "Reshape" and node.input[1] in edges]
     names = [*edges, *(node.output[0] for node in reshapes)]
     session, source = _session(write(graph, names)), graph.inputs[0]
     one, three = (dict(zip(names, session.run(names, {source: np.repeat(example, n, 0)}))) for n in (1, 3))
-    graph.values.update({name: one[name] for name in edges if np.array_equal(one[name], three[name])})
+    values = {name: one[name] for name in edges if np.array_equal(one[name], three[name])}
+    targets = {}
     for node in reshapes:
         first, second = (np.array(found[node.output[0]].shape) for found in (one, three))
-        if node.input[1] not in graph.values and (first != second).sum() == 1:
+        if node.input[1] not in values and (first != second).sum() == 1:
+            targets[node.output[0]] = np.where(first == second, first, -1)
+    return ShapeConstants(values, targets)
+
+
+def settle_shapes(graph: Graph, constants: ShapeConstants) -> None:
+    """Put the constants in the place of what computes them."""
+    graph.values.update(constants.values)
+    for node in graph.nodes:
+        target = constants.reshapes.get(node.output[0])
+        if target is not None:
             node.input[1] = f"{node.output[0]}_shape"
-            graph.values[node.input[1]] = np.where(first == second, first, -1)
+            graph.values[node.input[1]] = target
     graph.nodes = [node for node in graph.nodes if node.output[0] not in graph.values]
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 from ..errors import PolicyError
 from ..policy import Scalar, Step
 from .base import LayerCost, LayerInfo, Phase, Technique
+from .drop_branch import DropBranch
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
+from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
 from .share_kmeans import ShareKMeans
 from .svd_linear import SVDLinear
 from .svd_spatial import SVDSpatial
 from .tucker2 import Tucker2
 
-TECHNIQUES: dict[str, type[Technique] | type[PruneChannels]] = {
+TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] = {
+    "drop_branch": DropBranch,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
+    "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
     "share": ShareKMeans,
     "svd": SVDLinear,
@@ -27,10 +32,10 @@ TECHNIQUES: dict[str, type[Technique] | type[PruneChannels]] = {
     "tucker2": Tucker2,
 }
 
-__all__ = ["TECHNIQUES", "LayerCost", "LayerInfo", "Phase", "PruneChannels", "Technique", "build"]
+__all__ = ["TECHNIQUES", "DropBranch", "LayerCost", "LayerInfo", "Phase", "PruneChannels", "Technique", "build"]
 
 
-def build(step: Step) -> Technique | PruneChannels:
+def build(step: Step) -> Technique | DropBranch | PruneChannels:
     """The technique that a step of a policy names, with its hyper-parameters.
 
     Raises
@@ -42,7 +47,7 @@ def build(step: Step) -> Technique | PruneChannels:
     if cls is None:
         raise PolicyError(f"unknown technique '{step.technique}'{_nearest(step.technique, list(TECHNIQUES))}")
     given: dict[str, Any] = dict(step.parameters)
-    known = _parameters(cls)
+    known = _parameters(step.technique)
     for name in given:
         if name not in known:
             raise PolicyError(f"{step.technique}: unknown parameter '{name}'{_nearest(name, list(known))}")
@@ -54,10 +59,11 @@ def build(step: Step) -> Technique | PruneChannels:
     return cls(**given)
 
 
-def _parameters(cls: type[Technique] | type[PruneChannels]) -> dict[str, tuple[type, bool]]:
+@functools.cache
+def _parameters(technique: str) -> dict[str, tuple[type, bool]]:
     """The type of each hyper-parameter (``str`` for a choice of words), and whether it must be given."""
-    hints = get_type_hints(cls)
-    declared: Any = cls
+    declared: Any = TECHNIQUES[technique]
+    hints = get_type_hints(declared)
     kinds = {f.name: (hints[f.name], f.default is MISSING) for f in fields(declared)}
     return {name: (kind if isinstance(kind, type) else str, required) for name, (kind, required) in kinds.items()}
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .. import forms
 from ..errors import CandidateError, PolicyError
+from ..second_order import round_with_feedback
 from .base import LayerCost, LayerInfo, Phase
+from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding, set_weight
 
 Activations = Literal["float32", "int8"]
 
@@ -30,10 +32,14 @@ class QuantizeUniform:
         Width of a weight's code, 2 to 8.
     activations
         ``int8`` computes on 8-bit inputs too, over the range that the calibration inputs take; ``float32`` leaves them.
+    rounding
+        ``nearest``, or ``second_order``: the error of each rounded weight is made up for by those that follow, by the
+        layer's Hessian on calibration inputs (GPTQ, 2210.17323).
     """
 
     bits: int = 8
     activations: Activations = "float32"
+    rounding: Rounding = "nearest"
 
     name: ClassVar[str] = "quantize"
     phase: ClassVar[Phase] = Phase.QUANTIZE
@@ -45,11 +51,17 @@ class QuantizeUniform:
         if self.activations not in get_args(Activations):
             known = " or ".join(get_args(Activations))
             raise PolicyError(f"{self.name}: expected activations {known}, got {self.activations!r}")
-        # The one technique whose need depends on a hyper-parameter: the instance's answer stands before the class's.
-        object.__setattr__(self, "needs_calibration", self.activations == "int8")
+        require_rounding(self.name, self.rounding)
+        # The need depends on hyper-parameters: the instance's answer stands before the class's.
+        object.__setattr__(self, "needs_calibration", self.activations == "int8" or self.second_order)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it wants the layer's Hessian."""
+        return self.rounding == "second_order"
 
     def check(self, layer: LayerInfo) -> str | None:
-        return None
+        return hessian_reason(layer) if self.second_order else None
 
     def is_identity(self, layer: LayerInfo) -> bool:
         return False
@@ -58,9 +70,11 @@ class QuantizeUniform:
         layers = [layer for _, layer in forms.weighted_modules(module)]
         if not layers:
             raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")
-        for layer in layers:
-            scale = channel_scales(cast(Tensor, layer.weight), self.bits)
-            forms.set_form(layer, forms.UniformWeight(scale, self.bits, forms.mask_of(layer)))
+        hessians: list[Tensor] | list[None] = [None] * len(layers)
+        if self.second_order:
+            hessians = layer_hessians(self.name, module, layers, calibration)
+        for layer, hessian in zip(layers, hessians):
+            self._quantize(layer, hessian)
         if self.activations == "int8":
             for layer, low, high in self._input_ranges(module, layers, calibration):
                 forms.set_input_range(layer, low, high)
@@ -68,6 +82,18 @@ class QuantizeUniform:
 
     def cost(self, layer: LayerInfo) -> LayerCost:
         return LayerCost(layer.macs, float(self.bits * layer.weights))
+
+    def _quantize(self, layer: nn.Module, hessian: Tensor | None) -> None:
+        weight, mask = cast(Tensor, layer.weight).detach(), forms.mask_of(layer)
+        form = forms.UniformWeight(channel_scales(weight, self.bits), self.bits, mask)
+        if hessian is not None:
+            scale, limit = form.scale.double(), 2 ** (self.bits - 1) - 1
+
+            def project(values: Tensor, _: int) -> Tensor:
+                return (values / scale).round().clamp(-limit, limit) * scale
+
+            set_weight(layer, round_with_feedback(weight, hessian, project, mask))
+        forms.set_form(layer, form)
 
     def _input_ranges(
         self, module: nn.Module, layers: list[nn.Module], calibration: Tensor | None
@@ -81,13 +107,16 @@ class QuantizeUniform:
             low, high = inputs[0].aminmax()
             ranges.append((layer, float(low), float(high)))
 
-        handles = [layer.register_forward_pre_hook(record) for layer in layers]
-        try:
-            with torch.no_grad():
-                module(calibration)
-        finally:
-            for handle in handles:
-                handle.remove()
+        if layers == [module]:
+            record(module, (calibration,))
+        else:
+            handles = [layer.register_forward_pre_hook(record) for layer in layers]
+            try:
+                with torch.no_grad():
+                    module(calibration)
+            finally:
+                for handle in handles:
+                    handle.remove()
         if not all(torch.tensor([low, high]).isfinite().all() for _, low, high in ranges):
             raise CandidateError(f"{self.name}: expected finite calibration inputs, got nan or inf; check the network")
         return ranges

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from .. import forms
 from ..errors import PolicyError
+from ..second_order import round_with_feedback
 from .base import LayerCost, LayerInfo, Phase
+from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding
 
 MAX_SWEEPS = 1000
 
@@ -27,9 +29,13 @@ class ShareKMeans:
     ----------
     clusters
         Shared values of a weight tensor, 2 to 256; a tensor with fewer distinct values gets as many as it has.
+    rounding
+        ``nearest``: every weight takes its nearest shared value; ``second_order``: the error of each is made up for by
+        those that follow, by the layer's Hessian on calibration inputs (GPTQ, 2210.17323).
     """
 
     clusters: int
+    rounding: Rounding = "nearest"
 
     name: ClassVar[str] = "share"
     phase: ClassVar[Phase] = Phase.QUANTIZE
@@ -38,9 +44,17 @@ class ShareKMeans:
     def __post_init__(self) -> None:
         if not isinstance(self.clusters, int) or not 2 <= self.clusters <= 256:
             raise PolicyError(f"{self.name}: expected clusters as a whole number from 2 to 256, got {self.clusters!r}")
+        require_rounding(self.name, self.rounding)
+        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
+        object.__setattr__(self, "needs_calibration", self.second_order)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it wants the layer's Hessian."""
+        return self.rounding == "second_order"
 
     def check(self, layer: LayerInfo) -> str | None:
-        return None
+        return hessian_reason(layer) if self.second_order else None
 
     def is_identity(self, layer: LayerInfo) -> bool:
         return False
@@ -49,20 +63,33 @@ class ShareKMeans:
         layers = [layer for _, layer in forms.weighted_modules(module)]
         if not layers:
             raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")
-        for layer in layers:
-            forms.set_form(layer, self._form(layer))
+        hessians: list[Tensor] | list[None] = [None] * len(layers)
+        if self.second_order:
+            hessians = layer_hessians(self.name, module, layers, calibration)
+        for layer, hessian in zip(layers, hessians):
+            forms.set_form(layer, self._form(layer, hessian))
         return module
 
     def cost(self, layer: LayerInfo) -> LayerCost:
         return LayerCost(layer.macs, math.log2(self.clusters) * layer.weights)
 
-    def _form(self, layer: nn.Module) -> forms.SharedWeight:
+    def _form(self, layer: nn.Module, hessian: Tensor | None) -> forms.SharedWeight:
         weight, mask = cast(Tensor, layer.weight).detach(), forms.mask_of(layer)
         kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
         centroids, found = kmeans_1d(weight[kept].cpu().numpy(), self.clusters)
+        values = torch.from_numpy(centroids)
         codes = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
-        codes[kept] = torch.from_numpy(found).to(codes)
-        return forms.SharedWeight(codes, torch.from_numpy(centroids).to(weight), mask)
+        if hessian is None:
+            codes[kept] = torch.from_numpy(found).to(codes)
+        else:
+            shared = round_with_feedback(weight.double(), hessian, lambda x, _: values[_nearest(x, values)], mask)
+            codes[kept] = _nearest(shared[kept], values).to(codes)
+        return forms.SharedWeight(codes, values.to(weight), mask)
+
+
+def _nearest(values: Tensor, centroids: Tensor) -> Tensor:
+    """Index (N,) of the nearest of the ascending centroids (k,)."""
+    return torch.bucketize(values, (centroids[1:] + centroids[:-1]) / 2)
 
 
 def kmeans_1d(values: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ _SCALES = {
 }
 # In the order in which techniques are applied; the braces name the hyper-parameters that are needed.
 _STEPS = {
+    "drop_branch": "block dropped",
     "prune_channels": "−{sparsity} channels",
     "svd": "rank {rank}",
     "svd_spatial": "spatial rank {rank}",

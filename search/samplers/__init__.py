@@ -8,22 +8,29 @@ from collections.abc import Callable
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from .bank_guided import BankGuidedSampler, Guide
+
 SMALLEST_POPULATION = 12
 LARGEST_POPULATION = 50
 
 
-def make_sampler(name: str, seed: int, evaluations: int) -> BaseSampler:
-    """A fresh sampler of Optuna's.
+def make_sampler(name: str, seed: int, evaluations: int, guide: Guide | None = None, batch: int = 8) -> BaseSampler:
+    """A fresh sampler: our own, or one of Optuna's.
 
     Parameters
     ----------
     name
-        ``nsga2``, ``tpe``, ``gp`` or ``random``.
+        ``bank``, ``nsga2``, ``tpe``, ``gp`` or ``random``.
     seed
         Of this sampler.
     evaluations
         Of the whole search; NSGA-II's population is a sixth of it, within bounds.
+    guide, batch
+        What ``bank`` goes by, and how many trials it plans at a time.
     """
+    if name == "bank":
+        assert guide is not None, "the bank is built before its sampler is made"
+        return BankGuidedSampler(guide, seed, batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return _SAMPLERS[name](seed, evaluations)

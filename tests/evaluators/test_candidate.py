@@ -53,7 +53,12 @@ POLICIES = {
     "dense": Policy(),
     "pruned": Policy({"fc1": (Step.of("prune_magnitude", sparsity=0.9),)}),
     "mixed": POLICY,
-    "harsh": Policy({name: (Step.of("quantize", bits=2),) for name in ("conv1", "conv2", "fc1", "fc2")}),
+    "harsh": Policy(
+        {
+            name: (Step.of("prune_magnitude", sparsity=0.85), Step.of("quantize", bits=2))
+            for name in ("conv1", "conv2", "fc1", "fc2")
+        }
+    ),
 }
 TIMED = ("latency_ms", "latency_ratio", "latency_ratio_ci95_low", "latency_ratio_ci95_high")
 

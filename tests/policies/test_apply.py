@@ -10,6 +10,7 @@ import pytest
 import torch
 from paretopress.evaluators.data import DataSet, Pictures
 from paretopress.evaluators.training.loop import Recipe, train
+from paretopress.policies import apply as apply_module
 from paretopress.policies import forms
 from paretopress.policies.apply import (
     CompressedModel,
@@ -25,6 +26,9 @@ from paretopress.policies.errors import CandidateError, FormatError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
+from paretopress.policies.techniques import TECHNIQUES
+from paretopress.policies.techniques.prune_obs import PruneOBS
+from paretopress.policies.techniques.svd_linear import SVDLinear
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
@@ -98,6 +102,11 @@ PRUNE, SVD, SPATIAL = (
     Step.of("svd_spatial", rank=5),
 )
 TUCKER, SHARE = Step.of("tucker2", rank_in=8, rank_out=6), Step.of("share", clusters=5)
+OBS = Step.of("prune_obs", sparsity=0.6)
+W3H, SHAREH = (
+    Step.of("quantize", bits=3, rounding="second_order"),
+    Step.of("share", clusters=5, rounding="second_order"),
+)
 W4, W8A8 = Step.of("quantize", bits=4), Step.of("quantize", bits=8, activations="int8")
 CHANNELS = Step.of("prune_channels", sparsity=0.5, multiple=4)
 
@@ -110,10 +119,15 @@ COMBINATIONS = {
     "factorized and shared": ("digits", {"conv2": [TUCKER, SHARE], "fc1": [SVD, SHARE]}),
     "factorized, pruned, shared": ("digits", {"conv2": [SPATIAL, PRUNE, SHARE], "fc1": [SVD, PRUNE, SHARE]}),
     "factorized, pruned, quantized": ("digits", {"conv2": [TUCKER, PRUNE, W8A8], "fc1": [SVD, PRUNE, W8A8]}),
+    "pruned and rounded by the Hessian": ("digits", {"conv1": [SHAREH], "conv2": [OBS, W3H], "fc2": [OBS, SHAREH]}),
     "channels dropped": ("digits", {"conv1": [CHANNELS], "conv2": [CHANNELS], "fc1": [CHANNELS]}),
     "all four": (
         "digits",
         {"conv1": [CHANNELS, W8A8], "conv2": [CHANNELS, SPATIAL, PRUNE, W8A8], "fc1": [CHANNELS, SVD, PRUNE, SHARE]},
+    ),
+    "all four by the Hessian": (
+        "digits",
+        {"conv1": [CHANNELS, W3H], "conv2": [CHANNELS, SPATIAL, OBS, W3H], "fc1": [CHANNELS, SVD, OBS, SHAREH]},
     ),
     "lenet5": ("lenet5", {"conv2": [TUCKER, PRUNE, W4], "fc1": [CHANNELS, SVD, W8A8], "fc2": [PRUNE, SHARE]}),
     "resnet20": (
@@ -122,6 +136,7 @@ COMBINATIONS = {
             "conv1": [CHANNELS, W8A8],
             "layer1.0.conv1": [CHANNELS, PRUNE, SHARE],
             "layer2.0.conv2": [TUCKER, PRUNE, W4],
+            "layer2.1.conv1": [OBS, W3H],
             "layer3.1.conv1": [SPATIAL, SHARE],
             "layer3.0.shortcut.0": [PRUNE, W8A8],
             "fc": [SVD, PRUNE],
@@ -129,6 +144,7 @@ COMBINATIONS = {
     ),
     "two names": ("two names", {"conv": [CHANNELS, Step.of("svd_spatial", rank=2), PRUNE], "fc": [SVD, W4]}),
     "two names, shared": ("two names", {"conv": [SHARE], "fc": [PRUNE]}),
+    "two names, by the Hessian": ("two names", {"conv": [OBS], "fc": [SHAREH]}),
     "buffered": ("buffered", {"conv": [W4], "fc": [PRUNE, SHARE]}),
 }
 
@@ -240,6 +256,47 @@ def test_input_ranges_are_taken_from_a_full_batch(count):
     layer = apply_plan(plan, graph, model, calibration).model.conv1
     low, high = (float(bound) for bound in calibration[:64].aminmax())
     assert float(layer.input_scale) == pytest.approx((high - low) / 255)
+
+
+def test_pruning_by_the_hessian_sees_the_network_with_its_channels_dropped_and_nothing_else_compressed():
+    name, layers = "digits", {"conv1": [PRUNE, CHANNELS], "fc1": [OBS, Step.of("svd", rank=12), SHARE]}
+    model, graph, calibration = network(name)
+    dropped = compress(name, {"conv1": [CHANNELS]}).model
+    inputs: list[Tensor] = []
+    dropped.fc1.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    # The pictures are one batch, in which the batch norms' statistics are the batch's own.
+    dropped.bn1.train()
+    dropped.bn2.train()
+    outputs(dropped, calibration)
+    expected = PruneOBS(0.6).apply(SVDLinear(12).apply(dropped.fc1, None), inputs[0])
+    found = apply_plan(make_plan(Policy({n: tuple(s) for n, s in layers.items()}), graph), graph, model, calibration)
+    for (_, one), (_, other) in zip(forms.weighted_modules(found.model.fc1), forms.weighted_modules(expected)):
+        assert torch.equal(forms.mask_of(one), forms.mask_of(other))
+
+
+@pytest.mark.parametrize("step", [OBS, W3H, SHAREH], ids=str)
+@pytest.mark.parametrize("count", [40, 64, 100, 300])
+def test_hessians_are_of_full_batches_of_up_to_256_pictures(count, step, monkeypatch):
+    model, graph, _ = network("lenet5")
+    calibration = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    seen: list[Tensor] = []
+
+    def apply(_, module: nn.Module, inputs: Tensor) -> nn.Module:
+        seen.append(inputs)
+        return module
+
+    monkeypatch.setattr(TECHNIQUES[step.technique], "apply", apply)
+    apply_plan(make_plan(Policy({"conv1": (step,)}), graph), graph, model, calibration)
+    assert torch.equal(seen[0], calibration[: {40: 40, 64: 64, 100: 64, 300: 256}[count]])
+
+
+def test_less_is_recorded_of_layers_whose_inputs_are_large(monkeypatch):
+    monkeypatch.setattr(apply_module, "HESSIAN_VALUES", 150 * 28 * 28)
+    model, graph, _ = network("lenet5")
+    calibration, seen = torch.randn(256, 1, 28, 28), []
+    monkeypatch.setattr(TECHNIQUES["prune_obs"], "apply", lambda _, module, inputs: seen.append(inputs) or module)
+    apply_plan(make_plan(Policy({"conv1": (OBS,), "fc2": (OBS,)}), graph), graph, model, calibration)
+    assert [len(inputs) for inputs in seen] == [128, 192]
 
 
 def tiny(name: str) -> DataSet:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from paretopress.evaluators.models import build_model
 from paretopress.policies.architectures import DigitsCNN, LeNet5, LeNet300100, ResNet20
+from paretopress.policies.coupling import Coupled
 from paretopress.policies.errors import ModelError
-from paretopress.policies.graph import Coupled, ModelGraph, drop_channels, group_scores
+from paretopress.policies.graph import ModelGraph, drop_channels, group_scores
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -119,7 +120,7 @@ def test_a_frozen_network_has_the_same_groups():
     free, frozen = seeded(lambda: ResNet20(width=8)), seeded(lambda: ResNet20(width=8)).requires_grad_(False)
     x = sample(1, 3, 32, 32)
     assert ModelGraph.trace(free, x) == ModelGraph.trace(frozen, x)
-    drop_channels(frozen, x, {"conv1": [0, 3]})
+    drop_channels(frozen, ModelGraph.trace(frozen, x).groups, {"conv1": [0, 3]}, x)
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
@@ -248,7 +249,7 @@ def test_what_autograd_cannot_follow_is_refused_and_crashes_nothing(run):
     assert list(graph.layers) == ["a", "b", "c"]
     for root in free_roots(graph):
         dropped = copy.deepcopy(net)
-        drop_channels(dropped, sample(1, 3, 8, 8), {root: [0]})
+        drop_channels(dropped, graph.groups, {root: [0]}, sample(1, 3, 8, 8))
         assert dropped(sample(1, 3, 8, 8)).shape == (1, 5)
 
 
@@ -308,7 +309,7 @@ def test_dropping_channels_that_are_zero_everywhere_changes_no_output(make, shap
     with torch.no_grad():
         silence(model, graph, dropped, axis)
         expected = model(x)
-        drop_channels(model, x[:1], dropped)
+        drop_channels(model, graph.groups, dropped, x[:1])
         assert torch.allclose(model(x), expected, atol=1e-4 * float(expected.abs().max()))
 
 

@@ -160,8 +160,9 @@ def test_a_channel_step_on_any_member_moves_to_the_root_of_its_group():
 
 
 def test_the_roots_other_steps_stay_beside_a_channel_step_that_moves_there():
-    plan = plan_of("resnet20", {"conv1": [Step.of("share", clusters=8)], "layer1.2.conv2": [channels(0.5, 2)]})
-    assert plan.policy == Policy({"conv1": (Step.of("share", clusters=8), channels(0.5, 2))})
+    share = Step.of("share", clusters=8, rounding="nearest")
+    plan = plan_of("resnet20", {"conv1": [share], "layer1.2.conv2": [channels(0.5, 2)]})
+    assert plan.policy == Policy({"conv1": (share, channels(0.5, 2))})
 
 
 def test_coupled_layers_that_are_given_different_channel_steps_are_refused():

@@ -63,7 +63,11 @@ def test_an_unknown_key_that_is_near_to_none_lists_what_is_known() -> None:
         ("budgets.stored", "44 parsecs", "budgets.stored: unknown unit 'parsecs'; expected a size such as 44kB"),
         ("search.objectives", ["eror"], "search.objectives: unknown objective 'eror'; did you mean 'error'?"),
         ("search.evaluations", 0, "search.evaluations: Input should be greater than or equal to 1 (got 0)"),
-        ("search.sampler", "cmaes", "search.sampler: Input should be 'nsga2', 'tpe', 'gp' or 'random' (got 'cmaes')"),
+        (
+            "search.sampler",
+            "cmaes",
+            "search.sampler: Input should be 'bank', 'nsga2', 'tpe', 'gp' or 'random' (got 'cmaes')",
+        ),
         ("latency.pairs", 10, "latency.pairs: Input should be greater than or equal to 50 (got 10)"),
         ("seed", -1, "seed: Input should be greater than or equal to 0 (got -1)"),
     ],
@@ -191,7 +195,7 @@ def test_every_configuration_loads_and_comes_back_from_its_resolved_form(path: P
 def test_the_resolved_form_holds_every_default() -> None:
     plain = parse_yaml(make_config({"model": MODEL}).to_yaml())
     assert list(plain) == list(Config.model_fields)
-    assert plain["search"]["sampler"] == "nsga2" and plain["recovery"]["augment"]["shift"] == 0
+    assert plain["search"]["sampler"] == "bank" and plain["recovery"]["augment"]["shift"] == 0
 
 
 def test_a_configuration_cannot_be_changed_once_made() -> None:

@@ -137,8 +137,12 @@ def test_the_ledger_proves_one_reading_of_the_test_split_for_each_final_candidat
 def test_the_study_lies_where_a_dashboard_opens_it(finished: Finished) -> None:
     backend = optuna.storages.journal.JournalFileBackend(str(finished[0] / "optuna-journal.log"))
     study = optuna.load_study(study_name="paretopress", storage=optuna.storages.JournalStorage(backend))
-    assert len(study.trials) == 10 and study.metric_names == ["error_pct", "stored_bytes", "latency_ratio"]
-    assert set(study.trials[0].constraints) == {"stored_bytes", "latency_ratio", "screen_error"}
+    complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    pruned = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.PRUNED]
+    assert len(complete) == 10 and study.metric_names == ["error_pct", "stored_bytes", "latency_ratio"]
+    assert set(complete[0].constraints) == {"stored_bytes", "latency_ratio", "screen_error"}
+    assert len(pruned) >= 10, "the lowest rung tries more candidates than are screened"
+    assert all("paretopress:kl" in trial.system_attrs for trial in complete)
 
 
 def test_progress_tells_evaluations_front_best_and_time_left(tmp_path: Path, weights: Path) -> None:
@@ -153,7 +157,8 @@ def test_progress_tells_evaluations_front_best_and_time_left(tmp_path: Path, wei
         mine = [progress for progress in Ear.heard if progress.phase == phase]
         assert mine[-1].done == mine[-1].total == total
         assert [progress.done for progress in mine] == sorted(progress.done for progress in mine)
-    first, last = Ear.heard[0], [progress for progress in Ear.heard if progress.phase == "screen"][-1]
+    assert Ear.heard[0].phase == "bank"
+    first, *_, last = (progress for progress in Ear.heard if progress.phase == "screen")
     assert first.seconds_left is not None and first.seconds_left > 0 and last.seconds_left == 0
     assert last.front_size >= 1 and set(last.best) == {"error_pct", "stored_bytes", "latency_ratio"}
 
@@ -402,7 +407,7 @@ def test_an_unreachable_budget_yields_the_nearest_policies_and_their_misses(tmp_
         assert misses["stored_bytes"] == pytest.approx(metrics["stored_bytes"] / 100 - 1)
         assert misses["error_pct"] == pytest.approx(metrics["error_pct"] / 0.001 - 1)
     screened = [row.values["stored_bytes"] for row in rows(tmp_path / "run", "screen")]
-    assert min(candidate.metrics["stored_bytes"] for candidate in front) <= 1.2 * min(screened)
+    assert min(candidate.metrics["stored_bytes"] for candidate in front) <= 1.5 * min(screened)
 
 
 def break_screening(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pp.Policy], bool]) -> None:
@@ -416,22 +421,23 @@ def break_screening(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pp.Policy
     monkeypatch.setattr(CandidateEvaluator, "screen", screen)
 
 
-def uses(policy: pp.Policy, technique: str) -> bool:
-    return any(step.technique == technique for steps in policy.layers.values() for step in steps)
+def unlucky(policy: pp.Policy) -> bool:
+    """One policy in three, whatever is in it."""
+    return int(policy.digest[:8], 16) % 3 == 0
 
 
 def test_a_candidate_that_fails_is_recorded_with_its_reason_and_the_search_goes_on(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_screening(monkeypatch, lambda policy: uses(policy, "share"))
+    break_screening(monkeypatch, unlucky)
     front = start(tmp_path / "run", with_weights(weights, recovery__epochs=0))
     screened = rows(tmp_path / "run", "screen")
     failed = [row for row in screened if row.state == "failed"]
-    assert failed and all(uses(pp.Policy.from_text(row.policy_json), "share") for row in failed)
+    assert failed and all(unlucky(pp.Policy.from_text(row.policy_json)) for row in failed)
     assert {(row.error_class, row.error, row.attempt) for row in failed} == {
         ("CandidateError", "no kernel for this operator", 1)
     }
-    assert len(front) >= 1 and not any(uses(candidate.policy, "share") for candidate in front)
+    assert len(front) >= 1 and not any(unlucky(candidate.policy) for candidate in front)
     assert "no kernel for this operator" in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -95,8 +95,8 @@ def test_tied_layers_share_their_choice():
     space = rich("lenet5", tie="all")
     policy = space.suggest(FixedTrial(dict.fromkeys(space.menu(), 1)))
     for name in ("conv1", "conv2", "fc1", "fc2"):
-        assert Step.of("quantize", bits=8, activations="int8") in policy.layers[name]
-        assert Step.of("prune_magnitude", sparsity=0.5) in policy.layers[name]
+        assert Step.of("quantize", bits=8, activations="int8", rounding="nearest") in policy.layers[name]
+        assert Step.of("prune_obs", sparsity=0.5) in policy.layers[name]
 
 
 def test_skipped_layers_are_left_alone():
@@ -196,9 +196,9 @@ def test_uniform_choices_start_with_the_first_options_and_treat_every_layer_alik
 
 def test_policies_outside_the_menus_have_no_choices():
     space = rich("lenet5")
-    for step in (Step.of("quantize", bits=3), Step.of("prune_magnitude", sparsity=0.51), Step.of("svd", rank=3)):
+    for step in (*precision_step("w3"), Step.of("prune_magnitude", sparsity=0.51), Step.of("svd", rank=3)):
         assert space.choices(Policy({"fc1": (step,)})) is None
-    assert rich("lenet5", skip=("fc1",)).choices(Policy({"fc1": (Step.of("share", clusters=16),)})) is None
+    assert rich("lenet5", skip=("fc1",)).choices(Policy({"fc1": tuple(precision_step("k16"))})) is None
 
 
 def test_the_normal_form_of_a_policy_has_the_same_choices():
@@ -228,10 +228,10 @@ def test_factors_hold_about_the_share_of_the_weights_that_was_asked(layer, facto
     ("text", "steps"),
     [
         ("float32", []),
-        ("w8a8", [Step.of("quantize", bits=8, activations="int8")]),
-        ("w3", [Step.of("quantize", bits=3, activations="float32")]),
-        ("k16", [Step.of("share", clusters=16)]),
-        ("k256", [Step.of("share", clusters=256)]),
+        ("w8a8", [Step.of("quantize", bits=8, activations="int8", rounding="nearest")]),
+        ("w3", [Step.of("quantize", bits=3, activations="float32", rounding="nearest")]),
+        ("k16", [Step.of("share", clusters=16, rounding="nearest")]),
+        ("k256", [Step.of("share", clusters=256, rounding="nearest")]),
     ],
 )
 def test_precisions_name_their_technique(text, steps):

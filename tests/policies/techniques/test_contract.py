@@ -10,6 +10,7 @@ from paretopress.policies.policy import Step
 from paretopress.policies.techniques import TECHNIQUES, build
 from paretopress.policies.techniques.base import LayerInfo
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
+from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
 from paretopress.policies.techniques.share_kmeans import ShareKMeans
 from paretopress.policies.techniques.svd_linear import SVDLinear
@@ -64,22 +65,30 @@ LAYERS = {
     "pointwise": POINTWISE,
 }
 ANY = (PruneMagnitude(0.7), QuantizeUniform(8), QuantizeUniform(3), QuantizeUniform(8, "int8"), ShareKMeans(5))
+SECOND_ORDER = (
+    PruneOBS(0.7),
+    QuantizeUniform(3, rounding="second_order"),
+    QuantizeUniform(8, "int8", "second_order"),
+    ShareKMeans(5, "second_order"),
+)
 SPLITS = (SVDSpatial(7), Tucker2(5, 6), Tucker2(3, 99), Tucker2(99, 6))
 
 PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in ANY}
+PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in LAYERS if name != "depthwise" for t in SECOND_ORDER}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens") for t in (SVDLinear(6),)}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
 
 
 def after(first, layer):
     make, inputs = layer
-    return (lambda seed: first.apply(make(seed), None)), inputs
+    return (lambda seed: first.apply(make(seed), inputs)), inputs
 
 
-PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in ANY[1:]}
+PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[1:])}
+PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[1:])}
 FACTORIZED = {
     f"{t} after {f}": Case(t, *after(f, layer))
-    for t in ANY
+    for t in (*ANY, *SECOND_ORDER)
     for f, layer in ((SVDLinear(6), LINEAR), (SVDSpatial(7), CONV), (Tucker2(5, 6), CONV))
 }
 CASES = PLAIN | PRUNED | FACTORIZED
@@ -106,6 +115,8 @@ def test_cost_is_that_of_the_real_modules(case):
     [
         (PruneMagnitude(0.0), CONV),
         (PruneMagnitude(0.001), LINEAR),
+        (PruneOBS(0.0), CONV),
+        (PruneOBS(0.001), LINEAR),
         (SVDLinear(20), LINEAR),
         (SVDSpatial(36), CONV),
         (Tucker2(12, 16), CONV),
@@ -128,6 +139,7 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
         (Tucker2(4, 4), LINEAR, "linear"),
         (Tucker2(4, 4), DEPTHWISE, "8 groups"),
         (Tucker2(4, 4), POINTWISE, "1 x 1"),
+        *((technique, DEPTHWISE, "8 groups, each with inputs and a Hessian of its own") for technique in SECOND_ORDER),
     ],
     ids=str,
 )
@@ -138,7 +150,7 @@ def test_a_layer_that_does_not_fit_is_refused_with_the_reason(technique, layer, 
     assert reason in answer
 
 
-@pytest.mark.parametrize("technique", SPLITS, ids=str)
+@pytest.mark.parametrize("technique", [*SPLITS, *SECOND_ORDER], ids=str)
 def test_a_convolution_that_pads_by_itself_is_refused(technique):
     class PadsItself(nn.Conv2d):
         def forward(self, x):
@@ -146,11 +158,11 @@ def test_a_convolution_that_pads_by_itself_is_refused(technique):
 
     layer = LayerInfo("stem", "conv2d", (16, 3, 3, 3), (3, 32, 32), (16, 16, 16), True, (2, 2), (0, 0))
     assert "pads its input" in technique.check(layer)
-    with pytest.raises(PolicyError, match="expected a torch Conv2d, got PadsItself"):
-        technique.apply(PadsItself(3, 16, 3, stride=2), None)
+    with pytest.raises(PolicyError, match=r"expected a torch Conv2d.*, got PadsItself"):
+        technique.apply(PadsItself(3, 16, 3, stride=2), torch.ones(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("technique", [*ANY, SVDLinear(2), *SPLITS], ids=str)
+@pytest.mark.parametrize("technique", [*ANY, *SECOND_ORDER, SVDLinear(2), *SPLITS], ids=str)
 def test_a_module_without_weights_is_refused(technique):
     with pytest.raises(PolicyError, match=r"expected a .*, got ReLU"):
         technique.apply(nn.ReLU(), torch.ones(1))
@@ -162,7 +174,8 @@ def test_every_technique_in_the_table_goes_by_its_own_name():
 
 def test_a_policy_step_becomes_its_technique():
     assert build(Step.of("quantize")) == QuantizeUniform(8, "float32")
-    assert build(Step.of("quantize", bits=4, activations="int8")) == QuantizeUniform(4, "int8")
+    assert build(Step.of("quantize", bits=4, activations="int8")) == QuantizeUniform(4, "int8", "nearest")
+    assert build(Step.of("share", clusters=4, rounding="second_order")) == ShareKMeans(4, "second_order")
     pruning = build(Step.of("prune_magnitude", sparsity=0))
     assert pruning == PruneMagnitude(0.0)
     assert isinstance(pruning.sparsity, float)
@@ -179,7 +192,10 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("quantize", bits=4.0), "bits is of type int, got 4.0"),
         (Step.of("quantize", activations=8), "activations is of type str, got 8"),
         (Step.of("quantize", activations="int4"), "expected activations float32 or int8, got 'int4'"),
+        (Step.of("quantize", rounding="up"), "expected rounding nearest or second_order, got 'up'"),
         (Step.of("quantize", bits=1), "from 2 to 8, got 1"),
+        (Step.of("prune_obs", sparsity=1.0), "prune_obs: expected 0 <= sparsity < 1, got 1.0"),
+        (Step.of("share", clusters=4, rounding="up"), "share: expected rounding nearest or second_order, got 'up'"),
         (Step.of("prune_magnitude", sparsity="most"), "sparsity is of type float, got 'most'"),
         (Step.of("prune_magnitude", sparsity=False), "sparsity is of type float, got False"),
         (Step.of("prune_magnitude", sparsity=1.0), "0 <= sparsity < 1, got 1.0"),

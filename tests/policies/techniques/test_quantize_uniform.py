@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from paretopress.policies import forms
@@ -66,11 +68,40 @@ def test_pruned_weights_stay_zero():
     assert not layer.weight[~mask].any()
 
 
-def test_only_int8_activations_need_calibration():
+@pytest.mark.parametrize(
+    "technique", [QuantizeUniform(8, "int8"), QuantizeUniform(4, rounding="second_order")], ids=str
+)
+def test_only_int8_activations_and_second_order_rounding_need_calibration(technique):
     assert not QuantizeUniform(8).needs_calibration
-    assert QuantizeUniform(8, "int8").needs_calibration
+    assert technique.needs_calibration
     with pytest.raises(PolicyError, match="needs calibration inputs"):
-        QuantizeUniform(8, "int8").apply(nn.Linear(4, 4), None)
+        technique.apply(nn.Linear(4, 4), None)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_second_order_rounding_errs_less_on_other_inputs(bits, pruned):
+    inputs, others = ((normal(900, 8) @ normal(8, 24)).relu() + 0.1 * normal(900, 24)).split([450, 450])
+    errors, layers = [], [nn.Linear(24, 20)]
+    for rounding in ("nearest", "second_order"):
+        layer = copy.deepcopy(layers[0])
+        if pruned:
+            PruneMagnitude(0.3).apply(layer, None)
+        mask = forms.mask_of(layer)
+        expected = layer(others)
+        QuantizeUniform(bits, rounding=rounding).apply(layer, inputs)
+        assert mask is None or not layer.weight[~mask].any()
+        errors.append(float((layer(others) - expected).detach().square().mean()))
+        layers.append(layer)
+    assert errors[1] < 0.8 * errors[0]
+    assert torch.equal(forms.form_of(layers[1]).scale, forms.form_of(layers[2]).scale)
+
+
+def test_second_order_rounding_starts_training_from_the_codes():
+    layer = QuantizeUniform(3, rounding="second_order").apply(nn.Linear(24, 20), normal(90, 24))
+    form, latent = forms.form_of(layer), layer.parametrizations.weight.original
+    assert torch.equal(latent, form.codes(latent) * form.scale[:, None])
+    assert torch.equal(latent, layer.weight)
 
 
 def test_inputs_that_are_not_finite_fail_the_candidate():

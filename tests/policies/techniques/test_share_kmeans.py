@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paretopress.policies import forms
+from paretopress.policies.errors import PolicyError
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.share_kmeans import ShareKMeans, kmeans_1d
 from sklearn.cluster import KMeans
@@ -68,12 +71,37 @@ def test_pruned_weights_stay_zero_and_take_no_part():
     assert layer.weight[kept].abs().min() >= smallest
 
 
-def test_a_tensor_without_kept_weights_stays_zero():
+@pytest.mark.parametrize("rounding", ["nearest", "second_order"])
+def test_a_tensor_without_kept_weights_stays_zero(rounding):
     layer = nn.Linear(3, 2)
     forms.set_form(layer, forms.MaskedWeight(torch.zeros(2, 3)))
-    ShareKMeans(4).apply(layer, None)
+    ShareKMeans(4, rounding).apply(layer, torch.ones(5, 3))
     assert not layer.weight.any()
     assert not forms.stored_weight(layer).decode().any()
+
+
+@pytest.mark.parametrize("clusters", [4, 8])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_second_order_rounding_errs_less_on_other_inputs_with_the_same_codebook(clusters, sparsity):
+    generator = torch.Generator().manual_seed(2)
+    sources, mixing = torch.randn(900, 8, generator=generator), torch.randn(8, 24, generator=generator)
+    inputs, others = ((sources @ mixing).relu() + 0.1 * torch.randn(900, 24, generator=generator)).split([450, 450])
+    dense, errors, codebooks = PruneMagnitude(sparsity).apply(nn.Linear(24, 20), None), [], []
+    mask = forms.mask_of(dense)
+    for rounding in ("nearest", "second_order"):
+        layer = ShareKMeans(clusters, rounding).apply(copy.deepcopy(dense), inputs)
+        assert mask is None or not layer.weight[~mask].any()
+        errors.append(float((layer(others) - dense(others)).detach().square().mean()))
+        codebooks.append(layer.parametrizations.weight.original)
+    assert errors[1] < 0.8 * errors[0]
+    assert torch.equal(*codebooks)
+
+
+def test_only_second_order_rounding_needs_calibration():
+    assert not ShareKMeans(4).needs_calibration
+    assert ShareKMeans(4, "second_order").needs_calibration
+    with pytest.raises(PolicyError, match="needs calibration inputs"):
+        ShareKMeans(4, "second_order").apply(nn.Linear(4, 4), None)
 
 
 def test_a_centroid_gets_the_sum_of_the_gradients_of_its_weights():

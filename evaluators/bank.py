@@ -1,0 +1,353 @@
+"""The bank: each layer compressed once in each way that is asked for, and networks put together from it by pointer.
+
+A layer is compressed from the dense network's weights and inputs, whatever is done to the other layers, so that what is made
+once serves every candidate. Channels that a group drops are cut out of a layer's weights, and the weights that are left
+are solved again for the least output error (2208.11580, section 3). The batch norm behind a layer follows the change of
+its output's mean and variance.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..policies import forms
+from ..policies.apply import CompressedModel, settle_and_quantize
+from ..policies.branches import Branch, stand_ins
+from ..policies.coding.press import encode
+from ..policies.coding.tensors import DenseTensor, StoredTensor
+from ..policies.copying import with_modules
+from ..policies.errors import CandidateError
+from ..policies.graph import ModelGraph, group_scores
+from ..policies.plan import Plan
+from ..policies.second_order import reconstruct
+from ..policies.slicing import Axis, Slot, cut
+from ..policies.techniques import Technique
+from .observe import Observations, as_channels
+
+KEPT_VARIANTS = 4096
+KEPT_STAGES = 64
+_EMPTY_BYTES = len(encode({}, {}))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A layer compressed in one way.
+
+    Parameters
+    ----------
+    module
+        Its weights carry forms (see ``policies.forms``).
+    plain
+        Ordinary layers with the effective weights: what is swapped into the network.
+    norms
+        Batch norms that follow it, by name.
+    stored_bytes
+        Of its weights alone, entropy-coded.
+    relative_error
+        Squared error of its output over the output's squares, on calibration inputs; 0 for the dense layer.
+    weighted_error
+        The same error weighted by the squared gradients of the loss (empirical Fisher): about what the loss rises by.
+    """
+
+    module: nn.Module
+    plain: nn.Module
+    norms: Mapping[str, nn.Module]
+    stored_bytes: int
+    relative_error: float
+    weighted_error: float
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """A candidate as the modules that differ from the dense network's.
+
+    Parameters
+    ----------
+    modules
+        Name -> module.
+    variants
+        The compressed layers among them.
+    stored_bytes
+        Of the whole network, as the sum of its layers' coded weights and all other tensors.
+    """
+
+    modules: Mapping[str, nn.Module]
+    variants: Mapping[str, Variant]
+    stored_bytes: int
+
+
+Cuts = tuple[tuple[str, int], ...]
+"""Roots of channel groups, and how many channels each keeps."""
+Key = tuple[str, Cuts, tuple[Technique, ...]]
+"""A layer, the groups that lose channels in it, what is done to it by itself."""
+
+
+class Bank:
+    """Variants of a network's layers, made when first asked for and kept.
+
+    Parameters
+    ----------
+    model
+        The dense network, in evaluation mode; not changed.
+    graph
+        Its layers and channel groups.
+    observations
+        What was seen of its layers on calibration pictures.
+    energies
+        ``input_energies`` of the network, by which channels are chosen.
+    norms
+        Layer -> the batch norm behind it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        observations: Observations,
+        energies: Mapping[str, Tensor],
+        norms: Mapping[str, str],
+    ) -> None:
+        self._model, self._graph, self._seen, self._energies, self._norms = model, graph, observations, energies, norms
+        self._modules = dict(model.named_modules())
+        self._slots = _slots_by_module(graph)
+        self._variants: OrderedDict[Key, Variant] = OrderedDict()
+        self._stages: OrderedDict[Key, tuple[nn.Module, Tensor]] = OrderedDict()
+        self._failures: dict[Key, str] = {}
+        self._others: dict[tuple[str, Cuts], nn.Module] = {}
+        self._dropped: dict[tuple[str, int], frozenset[int]] = {}
+        self._dense_bytes = {name: coded_bytes(self._modules[name]) for name in graph.layers}
+        self._rest_bytes = _rest_bytes(model, graph)
+        self._without: dict[str, tuple[dict[str, nn.Module], int]] = {}
+
+    def stitch(self, plan: Plan) -> Stitch:
+        """The candidate of a plan.
+
+        Raises
+        ------
+        CandidateError
+            Where a layer cannot be compressed so, or its channels cannot be cut without tracing the network again.
+        """
+        cuts = {root: step.keep(self._channels(root)) for root, step in plan.channels.items()}
+        own = {layer.layer.name: layer.techniques for layer in plan.layers}
+        modules: dict[str, nn.Module] = {}
+        variants: dict[str, Variant] = {}
+        gone = {name for branch in plan.dropped for name in branch.modules}
+        for name in dict.fromkeys([*own, *(name for root in cuts for name in self._touched(root))]):
+            if name in gone:
+                continue
+            local = tuple(
+                (root, cuts[root]) for root in dict.fromkeys(r for r, _ in self._slots.get(name, ())) if root in cuts
+            )
+            if name in self._graph.layers:
+                variants[name] = self.variant(name, local, own.get(name, ()))
+                modules[name] = variants[name].plain
+            else:
+                modules[name] = self._other(name, local)
+        for variant in variants.values():
+            modules |= variant.norms
+        sizes = {**self._dense_bytes, **{name: variant.stored_bytes for name, variant in variants.items()}}
+        rest = self._rest_bytes
+        for branch in plan.dropped:
+            standing, saved = self._without_branch(branch)
+            modules |= standing
+            rest -= saved
+        return Stitch(modules, variants, rest + sum(size for name, size in sizes.items() if name not in gone))
+
+    def can_make(self, plan: Plan) -> bool:
+        """Whether every group that the plan cuts is known by its slots, so that no new trace is needed."""
+        return all(group.slots for group in self._graph.groups if group.root in plan.channels)
+
+    def assemble(self, plan: Plan, calibration: Tensor) -> CompressedModel:
+        """The candidate as a network of its own: batch norms estimated anew, 8-bit ranges as its activations are.
+
+        Parameters
+        ----------
+        calibration
+            Input of the network (N, C, H, W).
+
+        Raises
+        ------
+        CandidateError
+            Where a layer cannot be compressed so.
+        """
+        stitch = self.stitch(plan)
+        modules = {**stitch.modules, **{name: variant.module for name, variant in stitch.variants.items()}}
+        model = with_modules(self._model, modules)
+        settle_and_quantize(plan, model, calibration)
+        return CompressedModel(model.eval(), plan)
+
+    def variant(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
+        """A layer with its groups' channels cut and its own techniques carried out.
+
+        Raises
+        ------
+        CandidateError
+            Where it cannot be compressed so; asked again, it fails at once.
+        """
+        key = (name, cuts, techniques)
+        if key in self._failures:
+            raise CandidateError(self._failures[key])
+        if key not in self._variants:
+            try:
+                self._variants[key] = self._make(name, cuts, techniques)
+            except CandidateError as error:
+                self._failures[key] = str(error)
+                raise
+            if len(self._variants) > KEPT_VARIANTS:
+                self._variants.popitem(last=False)
+        self._variants.move_to_end(key)
+        return self._variants[key]
+
+    def _make(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
+        dense, out = self._modules[name], self._lost(name, "out", cuts)
+        module, inputs = self._stage(name, cuts, techniques)
+        plain = forms.plain(module)
+        kept = [i for i in range(self._channels(name)) if i not in out]
+        with torch.no_grad():
+            new, old = as_channels(dense, plain(inputs)), self._seen.outputs(name)[kept]
+        error, energy = (new - old).square().mean(1), old.square().mean(1)
+        norm = self._norms.get(name)
+        return Variant(
+            module,
+            plain,
+            {} if norm is None else {norm: self._norm(norm, cuts, old, new)},
+            coded_bytes(module),
+            float(error.sum() / energy.sum().clamp_min(1e-12)),
+            float((error * self._seen.squared_gradients[name][kept]).sum()),
+        )
+
+    def _stage(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Tensor]:
+        """The layer after these techniques, and its inputs; what came before the last one is kept for its other variants."""
+        if not techniques:
+            return self._cut_layer(name, cuts)
+        key = (name, cuts, techniques[:-1])
+        if key not in self._stages:
+            self._stages[key] = self._stage(*key)
+            if len(self._stages) > KEPT_STAGES:
+                self._stages.popitem(last=False)
+        module, inputs = self._stages[key]
+        return _carry_out(techniques[-1], name, copy.deepcopy(module), inputs), inputs
+
+    def _cut_layer(self, name: str, cuts: Cuts) -> tuple[nn.Module, Tensor]:
+        """The layer without the channels that its groups lose, and its inputs without them."""
+        dense = self._modules[name]
+        module, inputs = copy.deepcopy(dense), self._seen.inputs(name)
+        out, into = self._lost(name, "out", cuts), self._lost(name, "in", cuts)
+        if out:
+            cut(module, "out", out)
+        depthwise = isinstance(dense, nn.Conv2d) and dense.groups > 1
+        if into or (depthwise and out):
+            inputs = _without(inputs, out if depthwise else into, dense)
+        if into:
+            self._cut_inputs(name, module, into)
+        return module, inputs
+
+    def _cut_inputs(self, name: str, module: nn.Module, lost: frozenset[int]) -> None:
+        """Leave out inputs, and solve the weights that are left for the least change of the output."""
+        weight = cast(Tensor, module.weight).detach()
+        kernel = weight[0, 0].numel()
+        features = [c * kernel + k for c in range(weight.shape[1]) if c not in lost for k in range(kernel)]
+        solved = reconstruct(weight.flatten(1), self._seen.hessian(name), torch.tensor(features))
+        cut(module, "in", lost)
+        with torch.no_grad():
+            cast(nn.Parameter, module.weight).copy_(solved.view_as(cast(Tensor, module.weight)))
+
+    def _norm(self, name: str, cuts: Cuts, old: Tensor, new: Tensor) -> nn.Module:
+        """The batch norm, its statistics moved by as much as its input's mean and variance have."""
+        norm = copy.deepcopy(self._modules[name])
+        out = self._lost(name, "out", cuts)
+        if out:
+            cut(norm, "out", out)
+        assert isinstance(norm, _BatchNorm)
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean += new.mean(1) - old.mean(1)
+            norm.running_var *= (new.var(1) + norm.eps) / (old.var(1) + norm.eps)
+        return norm.eval()
+
+    def _other(self, name: str, cuts: Cuts) -> nn.Module:
+        """A module without a weight of its own to compress, its channels cut."""
+        if (name, cuts) not in self._others:
+            module = copy.deepcopy(self._modules[name])
+            cut(module, "out", self._lost(name, "out", cuts))
+            self._others[name, cuts] = module
+        return self._others[name, cuts]
+
+    def _without_branch(self, branch: Branch) -> tuple[dict[str, nn.Module], int]:
+        """What stands in the place of its modules, and the bytes that its biases and batch norms took."""
+        if branch.root not in self._without:
+            left = _rest_bytes(self._model, self._graph, branch.modules)
+            self._without[branch.root] = (stand_ins(branch), self._rest_bytes - left)
+        return self._without[branch.root]
+
+    def _touched(self, root: str) -> list[str]:
+        group = next(group for group in self._graph.groups if group.root == root)
+        if not group.slots:
+            raise CandidateError(f"layer '{root}': its channels cannot be cut without tracing the network again")
+        return [slot.module for slot in group.slots]
+
+    def _lost(self, name: str, axis: Axis, cuts: Cuts) -> frozenset[int]:
+        """Channels of a module that go when these groups are cut."""
+        kept = dict(cuts)
+        slots = [(root, slot) for root, slot in self._slots.get(name, ()) if root in kept and slot.axis == axis]
+        places = [slot.of(sorted(self._drops(root, kept[root])), self._channels(root)) for root, slot in slots]
+        return frozenset().union(*places)
+
+    def _drops(self, root: str, keep: int) -> frozenset[int]:
+        """The group's least important channels."""
+        if (root, keep) not in self._dropped:
+            group = next(group for group in self._graph.groups if group.root == root)
+            scores = group_scores(self._model, group, self._energies)
+            order = torch.argsort(scores, stable=True)[: group.channels - keep]
+            self._dropped[root, keep] = frozenset(order.tolist())
+        return self._dropped[root, keep]
+
+    def _channels(self, layer: str) -> int:
+        return self._graph.layers[layer].weight_shape[0]
+
+
+def coded_bytes(module: nn.Module) -> int:
+    """Bytes of a layer's weights, entropy-coded on their own."""
+    tensors = {name or "w": forms.stored_weight(layer) for name, layer in forms.weighted_modules(module)}
+    return len(encode(tensors, {})) - _EMPTY_BYTES
+
+
+def _carry_out(technique: Technique, name: str, module: nn.Module, inputs: Tensor) -> nn.Module:
+    try:
+        with torch.no_grad():
+            return technique.apply(module, inputs if technique.needs_calibration else None)
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
+
+
+def _without(inputs: Tensor, lost: frozenset[int], layer: nn.Module) -> Tensor:
+    axis = 1 if isinstance(layer, nn.Conv2d) else inputs.ndim - 1
+    kept = torch.tensor([i for i in range(inputs.shape[axis]) if i not in lost])
+    return inputs.index_select(axis, kept)
+
+
+def _rest_bytes(model: nn.Module, graph: ModelGraph, gone: Collection[str] = ()) -> int:
+    """Bytes of all that is no layer's weight: biases, batch norms, names; of what is not ``gone``."""
+    skip, absent = {f"{name}.weight" for name in graph.layers}, tuple(f"{name}." for name in gone)
+    rest: dict[str, StoredTensor] = {
+        name: DenseTensor(value.detach().cpu().numpy())
+        for name, value in model.state_dict().items()
+        if name not in skip and not name.endswith("num_batches_tracked") and not name.startswith(absent)
+    }
+    return len(encode(rest, {}))
+
+
+def _slots_by_module(graph: ModelGraph) -> dict[str, list[tuple[str, Slot]]]:
+    out: dict[str, list[tuple[str, Slot]]] = {}
+    for group in graph.groups:
+        for slot in group.slots:
+            out.setdefault(slot.module, []).append((group.root, slot))
+    return out

@@ -1,0 +1,25 @@
+"""What of a policy decides which kernels the runtime uses, and with that the latency."""
+
+from __future__ import annotations
+
+from ..policies.policy import Policy, Step
+from ..policies.techniques import Phase, build
+
+
+def kernel_policy(policy: Policy) -> Policy:
+    """The simplest policy whose exported network runs the same kernels on tensors of the same shapes.
+
+    Zeros, shared values and narrow weights are multiplied with like any others; channels, factors and 8-bit layers are
+    what a dense runtime is faster with.
+    """
+    layers = {name: tuple(kept for step in steps for kept in _kernel(step)) for name, steps in policy.layers.items()}
+    return Policy(layers, policy.version)
+
+
+def _kernel(step: Step) -> tuple[Step, ...]:
+    technique = build(step)
+    if technique.phase < Phase.PRUNE:
+        return (step,)
+    if getattr(technique, "activations", None) == "int8":
+        return (Step.of("quantize", bits=8, activations="int8"),)
+    return ()

@@ -1,0 +1,126 @@
+"""What layers of the dense network see and give on calibration pictures, and how much the loss minds a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..policies.graph import ModelGraph
+from ..policies.second_order import layer_hessian
+
+OBSERVED_BYTES = 256_000_000
+MOST_PICTURES = 256
+LEAST_PICTURES = 8
+_BATCH = 32
+
+
+@dataclass
+class Observations:
+    """Inputs and outputs of each layer for some calibration pictures, kept in memory.
+
+    Parameters
+    ----------
+    model
+        The dense network, in evaluation mode.
+    inputs_by_layer
+        Layer -> its inputs (P, ...).
+    squared_gradients
+        Layer -> (out,): half the mean squared gradient of the loss with respect to an output channel, times the
+        channel's positions. The loss is the cross-entropy with labels drawn from the network's own prediction, so that
+        this is the diagonal of the Fisher matrix, and ``sum(squared_gradients * mean squared change)`` is the
+        second-order estimate of what the loss rises by.
+    """
+
+    model: nn.Module
+    inputs_by_layer: Mapping[str, Tensor]
+    squared_gradients: Mapping[str, Tensor]
+    _outputs: dict[str, Tensor] = field(default_factory=dict)
+    _hessians: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, graph: ModelGraph, pictures: Tensor, seed: int = 0) -> Observations:
+        """Observe a network.
+
+        Parameters
+        ----------
+        pictures
+            (N, C, H, W); as many of them are used as fit in the memory, at most 128.
+        seed
+            Of the labels that the gradients are taken for.
+        """
+        floats = sum(_count(info.input_shape) + _count(info.output_shape) for info in graph.layers.values())
+        fitting = max(LEAST_PICTURES, OBSERVED_BYTES // (4 * floats))
+        pictures = pictures[: min(MOST_PICTURES, fitting)]
+        inputs: dict[str, list[Tensor]] = {name: [] for name in graph.layers}
+        gradients = {name: torch.zeros(info.weight_shape[0]) for name, info in graph.layers.items()}
+        generator = torch.Generator().manual_seed(seed)
+        for batch in pictures.split(_BATCH):
+            with _watched(model, graph, inputs, gradients), torch.enable_grad():
+                # The gradient must flow even through a network that is handed over frozen.
+                logits = model(batch.detach().requires_grad_(True))
+                labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
+                functional.cross_entropy(logits, labels, reduction="sum").backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+        joined = {name: torch.cat(parts) for name, parts in inputs.items() if parts}
+        return cls(model, joined, {name: total / (2 * len(pictures)) for name, total in gradients.items()})
+
+    def inputs(self, layer: str) -> Tensor:
+        """(P, ...)."""
+        return self.inputs_by_layer[layer]
+
+    def outputs(self, layer: str) -> Tensor:
+        """(out, pictures x positions) of the dense layer."""
+        if layer not in self._outputs:
+            module = self.model.get_submodule(layer)
+            with torch.no_grad():
+                self._outputs[layer] = as_channels(module, module(self.inputs_by_layer[layer]))
+        return self._outputs[layer]
+
+    def hessian(self, layer: str) -> Tensor:
+        """(d, d), see ``second_order.layer_hessian``."""
+        if layer not in self._hessians:
+            self._hessians[layer] = layer_hessian(self.model.get_submodule(layer), self.inputs_by_layer[layer])
+        return self._hessians[layer]
+
+
+def as_channels(module: nn.Module, outputs: Tensor) -> Tensor:
+    """A layer's outputs (N, ...) as (out, N x positions); ``module`` says on which axis its channels lie."""
+    channels_first = outputs.ndim == 4 and not isinstance(module, nn.Linear)
+    return (outputs.transpose(0, 1) if channels_first else outputs.transpose(0, -1)).flatten(1)
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, graph: ModelGraph, inputs: dict[str, list[Tensor]], gradients: dict[str, Tensor]
+) -> Iterator[None]:
+    def watch(name: str) -> Any:
+        def record(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name].append(arguments[0].detach())
+
+            def add(gradient: Tensor) -> None:
+                gradients[name] += as_channels(module, gradient).square().sum(1)
+
+            output.register_hook(add)
+
+        return record
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in graph.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,59 @@
+"""Coded tensors kept from one file to the next: networks that are compared share most of their layers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+from .container import Entry
+from .payloads import write_tensor
+from .stream import Writer
+from .tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+
+
+class CodingMemory:
+    """Symbols and models of the tensors that were written last.
+
+    Parameters
+    ----------
+    capacity_bytes
+        Of the symbols kept.
+    """
+
+    def __init__(self, capacity_bytes: int = 1 << 26) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._held_bytes = 0
+        self._written: OrderedDict[bytes, Writer] = OrderedDict()
+
+    def write(self, writer: Writer, entry: Entry, tensor: StoredTensor) -> None:
+        """Write what ``write_tensor`` does."""
+        if isinstance(tensor, DenseTensor):
+            return
+        key = _digest(entry, tensor)
+        if key not in self._written:
+            made = Writer()
+            write_tensor(made, entry, tensor)
+            self._written[key] = made
+            self._held_bytes += made.size_bytes
+        self._written.move_to_end(key)
+        writer.extend(self._written[key])
+        while self._held_bytes > self.capacity_bytes:
+            self._held_bytes -= self._written.popitem(last=False)[1].size_bytes
+
+
+def _digest(entry: Entry, tensor: StoredTensor) -> bytes:
+    """Of all that the tensor's symbols depend on."""
+    found = hashlib.blake2b(repr((entry.form, entry.matrix, entry.table)).encode(), digest_size=16)
+    match tensor:
+        case SparseTensor():
+            arrays = [tensor.mask, tensor.values]
+        case UniformTensor():
+            arrays = [tensor.codes]
+        case CodebookTensor():
+            arrays = [tensor.codes] if tensor.mask is None else [tensor.codes, tensor.mask]
+        case DenseTensor():
+            arrays = [tensor.values]
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(array.tobytes())
+    return found.digest()

@@ -1,0 +1,112 @@
+"""What the techniques that use a layer's Hessian share: which layers have one, measuring it, setting what was solved for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .. import forms
+from ..errors import PolicyError
+from ..second_order import layer_hessian
+from .base import LayerInfo
+
+Rounding = Literal["nearest", "second_order"]
+
+
+@runtime_checkable
+class SecondOrder(Protocol):
+    """A technique that may want the layer's Hessian, for which a single batch of inputs is too little."""
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+def require_rounding(technique: str, rounding: object) -> None:
+    """Refuse an unknown kind of rounding.
+
+    Raises
+    ------
+    PolicyError
+        Naming the technique and the kinds.
+    """
+    if rounding not in get_args(Rounding):
+        raise PolicyError(f"{technique}: expected rounding {' or '.join(get_args(Rounding))}, got {rounding!r}")
+
+
+def hessian_reason(layer: LayerInfo) -> str | None:
+    """Why a layer has no single Hessian that its inputs tell, or ``None``."""
+    if layer.groups != 1:
+        return f"'{layer.name}' has {layer.groups} groups, each with inputs and a Hessian of its own"
+    if layer.kind == "conv2d" and _output_shape(layer) != layer.output_shape:
+        return f"'{layer.name}' pads its input in a way that its stride, padding and dilation do not tell"
+    return None
+
+
+def layer_hessians(
+    technique: str, module: nn.Module, layers: Sequence[nn.Module], calibration: Tensor | None
+) -> list[Tensor]:
+    """The Hessian (d, d) of each of the module's layers while the calibration inputs (N, ...) pass through the module.
+
+    Raises
+    ------
+    PolicyError
+        Without inputs, for grouped convolutions, and for layers that do more than torch's own.
+    """
+    if calibration is None or calibration.numel() == 0:
+        raise PolicyError(f"{technique}: second-order work needs calibration inputs of the layer, got none")
+    found: dict[nn.Module, Tensor] = {}
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[layer] = _remembered(layer, inputs[0])
+
+    for layer in layers:
+        if type(layer).forward not in (nn.Conv2d.forward, nn.Linear.forward):
+            kind = type(layer).__name__
+            raise PolicyError(
+                f"{technique}: expected a torch Conv2d or Linear, got {kind}; leave it out for this layer"
+            )
+    handles = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        with torch.no_grad():
+            module(calibration)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[layer] for layer in layers]
+
+
+# Tensors compare element by element, so that only their identity can be a key.
+_known: Any = WeakIdKeyDictionary()
+
+
+def _remembered(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """The Hessian, measured once for each tensor of inputs as long as that is kept: a bank asks for each of its variants."""
+    geometry = [getattr(layer, name, None) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")]
+    known = _known.setdefault(inputs, {})
+    key = (type(layer), *geometry)
+    if key not in known:
+        known[key] = layer_hessian(layer, inputs)
+    return known[key]
+
+
+def set_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Give the layer an ordinary weight of these values, in place of the form it may have."""
+    forms.drop_form(layer)
+    # A new parameter: the old one may be shared with the network that the layer was copied from.
+    layer.weight = nn.Parameter(weight, requires_grad=cast(Tensor, layer.weight).requires_grad)
+
+
+def _output_shape(layer: LayerInfo) -> tuple[int, ...]:
+    sizes = []
+    for axis in (0, 1):
+        reach = layer.dilation[axis] * (layer.weight_shape[2 + axis] - 1)
+        same = reach if layer.padding == "same" else 0
+        padded = same if isinstance(layer.padding, str) else 2 * layer.padding[axis]
+        sizes.append((layer.input_shape[1 + axis] + padded - reach - 1) // layer.stride[axis] + 1)
+    return (layer.weight_shape[0], *sizes)

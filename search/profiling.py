@@ -1,0 +1,151 @@
+"""The bank looked at for its own sake: every layer's sensitivity, and whether sums over layers can be trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from ..evaluators.kernels import kernel_policy
+from ..policies.errors import PolicyError
+from ..policies.files import write_text
+from ..policies.plan import make_plan
+from ..policies.policy import Policy
+from .banking import STORED, Banking, Figures, make_guide, table_of
+from .dispatch import Dispatcher
+from .driver import dispatching
+from .report.sensitivity import Profile, Variant, render_sensitivity
+from .samplers.bank_guided import Guide
+from .session import Session
+from .solve import undominated
+from .stitching import LARGEST
+
+CHECKED = 20
+"""Random policies that sums are compared with."""
+
+
+def run_profile(session: Session) -> Profile:
+    """Build the bank, check its sums, and write the page of sensitivity curves."""
+    banking = Banking(session)
+    with dispatching(session) as dispatcher:
+        figures = banking(dispatcher)
+        usable = any(not f.failure for f in figures) and banking.central_costs()
+        guide = make_guide(session, figures, banking.central_costs()) if usable else None
+        additivity = _additivity(session, dispatcher, guide) if guide is not None else None
+    profile = _profile(session, figures, additivity)
+    write_text(session.run.sensitivity, render_sensitivity(profile))
+    return profile
+
+
+def _additivity(session: Session, dispatcher: Dispatcher, guide: Guide) -> dict[str, float] | None:
+    """How far sums over the bank lie from whole policies, drawn at random from its variants."""
+    rng = np.random.default_rng([session.config.seed, CHECKED])
+    sizes = [len(unit) for unit in guide.choices]
+    drawn = np.unique(rng.integers(0, sizes, (CHECKED, len(sizes))), axis=0)
+    space, graph = session.prepared.space, session.prepared.bench.graph
+    policies: list[Policy] = []
+    kept = []
+    for row in drawn:
+        try:
+            policies.append(make_plan(space.policy(guide.params_of(row)), graph).policy)
+            kept.append(row)
+        except PolicyError:
+            continue
+    kernels = [make_plan(kernel_policy(policy), graph).policy for policy in policies]
+    session.listener.say(f"comparing sums over the bank with {len(policies)} whole policies")
+    dispatcher.on_done = lambda _: None
+    _measure(session, dispatcher, "stitch", policies, {"hopeless_kl": LARGEST})
+    _measure(session, dispatcher, "kernels", kernels, {})
+    rows = [
+        (session.ledger.get(session.key(p, "stitch")), session.ledger.get(session.key(k, "kernels")))
+        for p, k in zip(policies, kernels)
+    ]
+    whole = [
+        {"kl": a.values["kl"], **b.values, STORED: a.values["estimated_stored_bytes"]}
+        for a, b in rows
+        if a.state == b.state == "done"
+    ]
+    if not whole:
+        return None
+    done = [row for row, (a, b) in zip(kept, rows) if a.state == b.state == "done"]
+    return _compared(guide.table.totals(np.array(done)), whole, guide.table.objectives)
+
+
+def _compared(sums: np.ndarray, whole: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
+    out = {"policies": float(len(whole))}
+    for column, name in enumerate(names):
+        measured = np.array([metrics[name] for metrics in whole])
+        apart = np.abs(sums[:, column] - measured) / np.maximum(np.abs(measured), 1e-12)
+        out[f"{name}_median_error_pct"] = 100 * float(np.median(apart))
+        if len(measured) > 2 and np.ptp(measured) > 0 and np.ptp(sums[:, column]) > 0:
+            out[f"{name}_spearman"] = float(spearmanr(sums[:, column], measured).statistic)
+    return out
+
+
+def _measure(
+    session: Session, dispatcher: Dispatcher, fidelity: str, policies: Sequence[Policy], payload: Mapping[str, float]
+) -> None:
+    keys = [session.key(policy, fidelity) for policy in {policy.digest: policy for policy in policies}.values()]
+    for key, policy in zip(keys, {policy.digest: policy for policy in policies}.values()):
+        session.ledger.register(key, policy.to_json(), "bank", {})
+    dispatcher.run((key, payload) for key in keys)
+
+
+def _profile(session: Session, figures: Sequence[Figures], additivity: Mapping[str, float] | None) -> Profile:
+    config, prepared = session.config, session.prepared
+    rows = session.rows("profile") + session.rows("kernels")
+    return Profile(
+        run=session.run.path.resolve().name,
+        network=config.model.name,
+        data=prepared.data.name,
+        dense=session.baseline,
+        pictures=min(config.search.stitch_pictures, len(prepared.data.train)),
+        layers=json.loads(session.ledger.meta("layers") or "[]"),
+        variants=_variants(session, figures),
+        seconds=sum(row.seconds.get("total", 0.0) for row in rows) / prepared.workers,
+        additivity=additivity,
+    )
+
+
+def _variants(session: Session, figures: Sequence[Figures]) -> list[Variant]:
+    space = session.prepared.space
+    options = space.menu()
+    dominated = _dominated(figures)
+    out = []
+    for index, found in enumerate(figures):
+        profile, costs, unit = found.profile, found.costs, found.entry.unit
+        chosen = {knob.rpartition("/")[2]: options[knob][int(i)] for knob, i in found.entry.choices.items()}
+        out.append(
+            Variant(
+                unit=unit,
+                layers=space.units[unit],
+                choices={
+                    knob: value if isinstance(value, str) else float(str(value)) for knob, value in chosen.items()
+                },
+                kl=profile.get("kl"),
+                relative_error=profile.get("relative_error"),
+                weighted_error=profile.get("weighted_error"),
+                stored_bytes=profile.get("layer_bytes"),
+                onnx_bytes=profile.get("layer_onnx_bytes"),
+                latency_ratio=costs.get("latency_ratio"),
+                dominated=index in dominated,
+                failure=found.failure or None,
+            )
+        )
+    return out
+
+
+def _dominated(figures: Sequence[Figures]) -> set[int]:
+    """Indices of the variants that another of their unit is at least as good as in damage, bytes and latency."""
+    out: set[int] = set()
+    usable = [i for i, f in enumerate(figures) if not f.failure]
+    for unit in dict.fromkeys(figures[i].entry.unit for i in usable):
+        mine = [i for i in usable if figures[i].entry.unit == unit]
+        table = table_of(
+            (unit,), ("kl", STORED, "latency_ratio"), {unit: [figures[i] for i in mine]}, {"latency_ratio": 0}
+        )
+        keep = undominated(table)[0]
+        out |= {i for i, kept in zip(mine, keep) if not kept}
+    return out

@@ -1,0 +1,181 @@
+"""The lowest rung: many candidates tried by one forward pass each, the best of them sent on to be built and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from .dispatch import Dispatcher
+from .front import scaled_values
+from .ledger import Evaluation
+from .promotion import kept_share, promote, rank_correlation
+from .records import TrialRecord
+from .samplers.bank_guided import KL, Guide
+from .samplers.surrogate import ENOUGH_FOR_LINK, correct, fit_link
+from .session import Session, total
+
+TRIED_FOR_ONE = 3
+HOPELESS_FACTOR = 8.0
+"""A candidate whose first pictures lie this far above the damage that is still of use is not run on the others."""
+LARGEST = 1e9
+
+
+class Choice(Protocol):
+    """Which of a batch of trials are measured in full."""
+
+    @property
+    def rung(self) -> str:
+        """The rung on which every trial is measured."""
+        ...
+
+    def count(self, batch: int, left: int) -> int:
+        """How many trials to ask for, where ``batch`` may be screened at a time and ``left`` in all."""
+        ...
+
+    def choose(self, dispatcher: Dispatcher, batch: Sequence[TrialRecord], left: int) -> list[TrialRecord]:
+        """Those of a batch that are screened, ``left`` at most."""
+        ...
+
+    def learn(self, records: Sequence[TrialRecord]) -> None:
+        """Take in what was measured of the chosen."""
+        ...
+
+    def attributes(self, record: TrialRecord) -> Mapping[str, float]:
+        """What a lower rung measured, for the sampler."""
+        ...
+
+
+class EveryOne:
+    """No lower rung."""
+
+    rung = "screen"
+
+    def count(self, batch: int, left: int) -> int:
+        return min(batch, left)
+
+    def choose(self, dispatcher: Dispatcher, batch: Sequence[TrialRecord], left: int) -> list[TrialRecord]:
+        return list(batch)
+
+    def learn(self, records: Sequence[TrialRecord]) -> None:
+        pass
+
+    def attributes(self, record: TrialRecord) -> Mapping[str, float]:
+        return {}
+
+
+@dataclass
+class Stitching:
+    """Tries three candidates for one that is screened, by the damage to a few training pictures.
+
+    Parameters
+    ----------
+    session, guide
+        The run, and the bank's table: what a stitched candidate's other costs are predicted from.
+    """
+
+    session: Session
+    guide: Guide
+    _known: list[_Known] = field(default_factory=list)
+    _screened: set[str] = field(default_factory=set)
+    rung: str = "stitch"
+
+    def count(self, batch: int, left: int) -> int:
+        return TRIED_FOR_ONE * min(batch, left)
+
+    def choose(self, dispatcher: Dispatcher, batch: Sequence[TrialRecord], left: int) -> list[TrialRecord]:
+        # What is left out must not depend on what the ledger holds by now, or a resumed run would choose otherwise.
+        new = {record.policy_hash: record for record in batch if record.policy_hash not in self._screened}
+        self._try(dispatcher, list(new.values()))
+        tried = [record for record in new.values() if self._stitched(record).state == "done"]
+        if not tried:
+            return []
+        count = min(left, max(1, math.ceil(len(batch) * kept_share(self.correlation()))))
+        values, missed = self._predicted(tried)
+        latency = next((i for i, name in enumerate(self.guide.objectives) if name.startswith("latency")), None)
+        promoted = [tried[i] for i in promote(values, missed, count, latency)]
+        self._screened |= {record.policy_hash for record in promoted}
+        return promoted
+
+    def learn(self, records: Sequence[TrialRecord]) -> None:
+        """Take in what the next rung measured of the promoted."""
+        for record in records:
+            row = self.session.ledger.get(self.session.key_of(record.policy_hash, "screen"))
+            chosen = self.guide.variants_of(record.choices)
+            if row.state == "done" and chosen is not None:
+                self._known.append(_Known(chosen, self._stitched(record).values["kl"], row.values))
+
+    def attributes(self, record: TrialRecord) -> Mapping[str, float]:
+        row = self._stitched(record)
+        whole = row.state == "done" and row.values["pictures"] >= self._pictures
+        return {KL: row.values["kl"]} if whole else {}
+
+    def correlation(self) -> float | None:
+        """Of the damage on this rung with the error on the next."""
+        return rank_correlation(
+            [known.kl for known in self._known], [known.screened["error_pct"] for known in self._known]
+        )
+
+    def _try(self, dispatcher: Dispatcher, records: Sequence[TrialRecord]) -> None:
+        payload = {"hopeless_kl": self._hopeless_kl()}
+        dispatcher.on_done = lambda _: None
+        dispatcher.run((self.session.key_of(record.policy_hash, "stitch"), payload) for record in records)
+
+    def _stitched(self, record: TrialRecord) -> Evaluation:
+        return self.session.ledger.get(self.session.key_of(record.policy_hash, "stitch"))
+
+    @property
+    def _pictures(self) -> int:
+        return min(self.session.config.search.stitch_pictures, len(self.session.prepared.data.train))
+
+    def _hopeless_kl(self) -> float:
+        """Far above what any candidate had whose error was still of use."""
+        allowed = self.guide.reference[self.guide.objectives.index("error_pct")] if self._bounds_error else math.inf
+        useful = [known.kl for known in self._known if known.screened["error_pct"] <= allowed]
+        return HOPELESS_FACTOR * max(useful) if len(useful) >= ENOUGH_FOR_LINK else LARGEST
+
+    @property
+    def _bounds_error(self) -> bool:
+        return "error_pct" in self.guide.objectives
+
+    def _predicted(self, records: Sequence[TrialRecord]) -> tuple[np.ndarray, np.ndarray]:
+        """Objectives (n, m) on their scales, and what each is above the limits (n,): damage measured, the rest predicted."""
+        names = self.guide.table.objectives
+        found = [self.guide.variants_of(record.choices) for record in records]
+        chosen = np.array(
+            [self._nearest(record) if policy is None else policy for record, policy in zip(records, found)]
+        )
+        known = [[k.kl, *(k.screened.get(name, np.nan) for name in names[1:])] for k in self._known]
+        measured = np.array(known, float).reshape(-1, len(names))
+        past = np.array([k.chosen for k in self._known], int).reshape(-1, chosen.shape[1])
+        costs = correct(self.guide.table, past, measured).predict(chosen)
+        costs[:, 0] = [self._stitched(record).values["kl"] for record in records]
+        errors = np.array([known.screened["error_pct"] for known in self._known])
+        enough = len(errors) >= ENOUGH_FOR_LINK
+        damage, error = (measured[:, 0], errors) if enough else (self.guide.damage, self.guide.error)
+        link = fit_link(damage, error, self.guide.dense_error)
+        metrics = [
+            dict(zip(names, row)) | {"error_pct": e} for row, e in zip(costs.tolist(), link(costs[:, 0]).tolist())
+        ]
+        missed = np.array([total(self.session.screen_violations(found)) for found in metrics])
+        return scaled_values(metrics, self.guide.objectives), missed
+
+    def _nearest(self, record: TrialRecord) -> np.ndarray:
+        """For a choice that the thinned bank leaves out: each unit's variant whose indices are nearest."""
+        out = []
+        for unit in self.guide.choices:
+            away = [sum(abs(index - int(record.choices.get(knob, 0))) for knob, index in v.items()) for v in unit]
+            out.append(int(np.argmin(away)))
+        return np.array(out, int)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A candidate on both rungs."""
+
+    chosen: np.ndarray
+    kl: float
+    screened: Mapping[str, float]
