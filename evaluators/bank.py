@@ -9,10 +9,12 @@ its output's mean and variance.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,21 +22,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..policies import forms
-from ..policies.apply import CompressedModel, settle_and_quantize
+from ..policies.apply import CompressedModel, round_vectors, settle_and_quantize, settle_statistics
 from ..policies.branches import Branch, stand_ins
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor, StoredTensor
 from ..policies.copying import with_modules
-from ..policies.errors import CandidateError
+from ..policies.errors import CandidateError, FormatError, PolicyError
 from ..policies.graph import ModelGraph, group_scores
 from ..policies.plan import Plan
 from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
-from ..policies.techniques import Technique
+from ..policies.stored_layers import read_layer
+from ..policies.techniques import Phase, Technique
+from ..policies.techniques.hessians import hessian_reason
 from .observe import Observations, as_channels
 
-KEPT_VARIANTS = 4096
-KEPT_STAGES = 64
+KEPT_VARIANT_BYTES = 1_000_000_000
+KEPT_STAGE_BYTES = 256_000_000
 _EMPTY_BYTES = len(encode({}, {}))
 
 
@@ -44,6 +48,8 @@ class Variant:
 
     Parameters
     ----------
+    digest
+        Of the layer's name, its cuts and what is done to it: the name of its file.
     module
         Its weights carry forms (see ``policies.forms``).
     plain
@@ -58,6 +64,7 @@ class Variant:
         The same error weighted by the squared gradients of the loss (empirical Fisher): about what the loss rises by.
     """
 
+    digest: str
     module: nn.Module
     plain: nn.Module
     norms: Mapping[str, nn.Module]
@@ -77,7 +84,8 @@ class Stitch:
     variants
         The compressed layers among them.
     stored_bytes
-        Of the whole network, as the sum of its layers' coded weights and all other tensors.
+        Of the whole network as it ships: the sum of its layers' coded weights and all other tensors. Biases and batch
+        norms count as those of the dense network's channels.
     """
 
     modules: Mapping[str, nn.Module]
@@ -89,6 +97,28 @@ Cuts = tuple[tuple[str, int], ...]
 """Roots of channel groups, and how many channels each keeps."""
 Key = tuple[str, Cuts, tuple[Technique, ...]]
 """A layer, the groups that lose channels in it, what is done to it by itself."""
+_V = TypeVar("_V")
+
+
+class _Recent(Generic[_V]):
+    """Values by key; what was not used for longest is forgotten where all together are too large."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes, self._bytes = limit_bytes, 0
+        self._values: OrderedDict[Key, tuple[_V, int]] = OrderedDict()
+
+    def get(self, key: Key) -> _V | None:
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key][0]
+
+    def put(self, key: Key, value: _V, size_bytes: int) -> None:
+        self._values[key] = value, size_bytes
+        self._bytes += size_bytes
+        while self._bytes > self._limit_bytes and len(self._values) > 1:
+            _, (_, freed) = self._values.popitem(last=False)
+            self._bytes -= freed
 
 
 class Bank:
@@ -119,14 +149,20 @@ class Bank:
         self._model, self._graph, self._seen, self._energies, self._norms = model, graph, observations, energies, norms
         self._modules = dict(model.named_modules())
         self._slots = _slots_by_module(graph)
-        self._variants: OrderedDict[Key, Variant] = OrderedDict()
-        self._stages: OrderedDict[Key, tuple[nn.Module, Tensor]] = OrderedDict()
+        self._variants: _Recent[Variant] = _Recent(KEPT_VARIANT_BYTES)
+        self._stages: _Recent[tuple[nn.Module, Tensor]] = _Recent(KEPT_STAGE_BYTES)
         self._failures: dict[Key, str] = {}
+        self._files: Mapping[str, bytes] = {}
         self._others: dict[tuple[str, Cuts], nn.Module] = {}
         self._dropped: dict[tuple[str, int], frozenset[int]] = {}
         self._dense_bytes = {name: coded_bytes(self._modules[name]) for name in graph.layers}
-        self._rest_bytes = _rest_bytes(model, graph)
+        self._rest = _rest(model, graph)
+        self._rest_bytes = len(encode(self._rest, {}))
         self._without: dict[str, tuple[dict[str, nn.Module], int]] = {}
+
+    def adopt(self, files: Mapping[str, bytes]) -> None:
+        """Take variants that were made elsewhere, by their digest, as ``stored_layers.write_layer`` wrote them."""
+        self._files = files
 
     def stitch(self, plan: Plan) -> Stitch:
         """The candidate of a plan.
@@ -196,20 +232,20 @@ class Bank:
         key = (name, cuts, techniques)
         if key in self._failures:
             raise CandidateError(self._failures[key])
-        if key not in self._variants:
+        variant = self._variants.get(key)
+        if variant is None:
             try:
-                self._variants[key] = self._make(name, cuts, techniques)
+                variant = self._make(name, cuts, techniques)
             except CandidateError as error:
                 self._failures[key] = str(error)
                 raise
-            if len(self._variants) > KEPT_VARIANTS:
-                self._variants.popitem(last=False)
-        self._variants.move_to_end(key)
-        return self._variants[key]
+            self._variants.put(key, variant, _held_bytes(variant.module, variant.plain))
+        return variant
 
     def _make(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
         dense, out = self._modules[name], self._lost(name, "out", cuts)
-        module, inputs = self._stage(name, cuts, techniques)
+        digest = _digest(name, cuts, techniques)
+        module, inputs = self._read(digest, name, cuts, techniques) or self._stage(name, cuts, techniques)
         plain = forms.plain(module)
         kept = [i for i in range(self._channels(name)) if i not in out]
         with torch.no_grad():
@@ -217,6 +253,7 @@ class Bank:
         error, energy = (new - old).square().mean(1), old.square().mean(1)
         norm = self._norms.get(name)
         return Variant(
+            digest,
             module,
             plain,
             {} if norm is None else {norm: self._norm(norm, cuts, old, new)},
@@ -225,16 +262,35 @@ class Bank:
             float((error * self._seen.squared_gradients[name][kept]).sum()),
         )
 
+    def _read(
+        self, digest: str, name: str, cuts: Cuts, techniques: tuple[Technique, ...]
+    ) -> tuple[nn.Module, Tensor] | None:
+        """The layer from its file, and its inputs; ``None`` where there is none or it does not fit."""
+        data = self._files.get(digest)
+        if data is None:
+            return None
+        module, inputs = self._cut_layer(name, cuts)
+        # Factors have shapes of their own, which only making them tells.
+        for technique in techniques:
+            if technique.phase <= Phase.FACTORIZE:
+                module = _carry_out(technique, name, module, inputs)
+        try:
+            read_layer(data, module, pruned=any(technique.phase == Phase.PRUNE for technique in techniques))
+        except FormatError:
+            return None
+        return module, inputs
+
     def _stage(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Tensor]:
         """The layer after these techniques, and its inputs; what came before the last one is kept for its other variants."""
         if not techniques:
             return self._cut_layer(name, cuts)
         key = (name, cuts, techniques[:-1])
-        if key not in self._stages:
-            self._stages[key] = self._stage(*key)
-            if len(self._stages) > KEPT_STAGES:
-                self._stages.popitem(last=False)
-        module, inputs = self._stages[key]
+        stage = self._stages.get(key)
+        if stage is None:
+            stage = self._stage(*key)
+            own = 0 if stage[1] is self._seen.inputs(name) else stage[1].nbytes
+            self._stages.put(key, stage, _held_bytes(stage[0]) + own)
+        module, inputs = stage
         return _carry_out(techniques[-1], name, copy.deepcopy(module), inputs), inputs
 
     def _cut_layer(self, name: str, cuts: Cuts) -> tuple[nn.Module, Tensor]:
@@ -252,8 +308,12 @@ class Bank:
         return module, inputs
 
     def _cut_inputs(self, name: str, module: nn.Module, lost: frozenset[int]) -> None:
-        """Leave out inputs, and solve the weights that are left for the least change of the output."""
+        """Leave out inputs, and solve the weights that are left for the least change of the output where that is possible."""
         weight = cast(Tensor, module.weight).detach()
+        own_forward = type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward)
+        if own_forward or hessian_reason(self._graph.layers[name]) is not None:
+            cut(module, "in", lost)
+            return
         kernel = weight[0, 0].numel()
         features = [c * kernel + k for c in range(weight.shape[1]) if c not in lost for k in range(kernel)]
         solved = reconstruct(weight.flatten(1), self._seen.hessian(name), torch.tensor(features))
@@ -270,7 +330,7 @@ class Bank:
         assert isinstance(norm, _BatchNorm)
         if norm.running_mean is not None and norm.running_var is not None:
             norm.running_mean += new.mean(1) - old.mean(1)
-            norm.running_var *= (new.var(1) + norm.eps) / (old.var(1) + norm.eps)
+            norm.running_var *= (new.var(1, correction=0) + norm.eps) / (old.var(1, correction=0) + norm.eps)
         return norm.eval()
 
     def _other(self, name: str, cuts: Cuts) -> nn.Module:
@@ -284,8 +344,9 @@ class Bank:
     def _without_branch(self, branch: Branch) -> tuple[dict[str, nn.Module], int]:
         """What stands in the place of its modules, and the bytes that its biases and batch norms took."""
         if branch.root not in self._without:
-            left = _rest_bytes(self._model, self._graph, branch.modules)
-            self._without[branch.root] = (stand_ins(branch), self._rest_bytes - left)
+            absent = tuple(f"{name}." for name in branch.modules)
+            left = {name: tensor for name, tensor in self._rest.items() if not name.startswith(absent)}
+            self._without[branch.root] = (stand_ins(branch), self._rest_bytes - len(encode(left, {})))
         return self._without[branch.root]
 
     def _touched(self, root: str) -> list[str]:
@@ -314,6 +375,11 @@ class Bank:
         return self._graph.layers[layer].weight_shape[0]
 
 
+def _digest(name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> str:
+    done = [[technique.name, asdict(cast(Any, technique))] for technique in techniques]
+    return hashlib.sha256(json.dumps([name, cuts, done], sort_keys=True).encode()).hexdigest()
+
+
 def coded_bytes(module: nn.Module) -> int:
     """Bytes of a layer's weights, entropy-coded on their own."""
     tensors = {name or "w": forms.stored_weight(layer) for name, layer in forms.weighted_modules(module)}
@@ -324,7 +390,8 @@ def _carry_out(technique: Technique, name: str, module: nn.Module, inputs: Tenso
     try:
         with torch.no_grad():
             return technique.apply(module, inputs if technique.needs_calibration else None)
-    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+    # A layer of the user's own kind may be refused only here, where its forward pass is known.
+    except (PolicyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
 
 
@@ -334,15 +401,23 @@ def _without(inputs: Tensor, lost: frozenset[int], layer: nn.Module) -> Tensor:
     return inputs.index_select(axis, kept)
 
 
-def _rest_bytes(model: nn.Module, graph: ModelGraph, gone: Collection[str] = ()) -> int:
-    """Bytes of all that is no layer's weight: biases, batch norms, names; of what is not ``gone``."""
-    skip, absent = {f"{name}.weight" for name in graph.layers}, tuple(f"{name}." for name in gone)
-    rest: dict[str, StoredTensor] = {
+def _rest(model: nn.Module, graph: ModelGraph) -> dict[str, StoredTensor]:
+    """All that is no layer's weight, as it ships: batch norms written as scale and shift, vectors rounded."""
+    shipped = with_modules(model, {})
+    settle_statistics(shipped)
+    round_vectors(shipped)
+    skip = {f"{name}.weight" for name in graph.layers}
+    return {
         name: DenseTensor(value.detach().cpu().numpy())
-        for name, value in model.state_dict().items()
-        if name not in skip and not name.endswith("num_batches_tracked") and not name.startswith(absent)
+        for name, value in shipped.state_dict().items()
+        if name not in skip and not name.endswith("num_batches_tracked")
     }
-    return len(encode(rest, {}))
+
+
+def _held_bytes(*modules: nn.Module) -> int:
+    """Bytes of memory that the modules' tensors take, each once."""
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
 def _slots_by_module(graph: ModelGraph) -> dict[str, list[tuple[str, Slot]]]:

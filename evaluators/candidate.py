@@ -25,6 +25,7 @@ from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import ModelGraph, input_energies
 from ..policies.plan import Plan, before, make_plan
 from ..policies.policy import Policy
+from ..policies.stored_layers import write_layer
 from ..policies.techniques import Phase
 from ..policies.techniques.prune_obs import PruneOBS
 from .accuracy import error_interval, error_pct
@@ -67,6 +68,8 @@ class Settings:
         Recipe of the fine-tuning; 0 epochs: none.
     prune_share
         Share of the recovery's epochs in which pruned layers lose their weights step by step; 0: all at once.
+    tryout
+        Share of the training pictures that a candidate is trained on once before the finalists are chosen.
     temperature, teacher_weight
         Of the distillation.
     seed
@@ -80,6 +83,7 @@ class Settings:
     latency_threads: int = 1
     recovery: Recipe = field(default_factory=lambda: Recipe(epochs=0))
     prune_share: float = 0.0
+    tryout: float = 0.0
     temperature: float = 4.0
     teacher_weight: float = 0.7
     seed: int = 0
@@ -153,6 +157,7 @@ class CandidateEvaluator:
         self._calibration = bench.data.preprocess(bench.data.calibration.images)
         self._example = self._calibration[:1]
         self._tracer, self._memory = OnnxTracer(), CodingMemory()
+        self._files: Mapping[str, bytes] = {}
 
     def with_halved_batches(self, times: int) -> CandidateEvaluator:
         """The same with smaller batches, for a candidate that ran out of memory."""
@@ -209,13 +214,29 @@ class CandidateEvaluator:
             "estimated_stored_bytes": float(stored_bytes),
             "layer_bytes": float(sum(variant.stored_bytes for variant in named)),
         }
-        return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
+        with watch("encode"):
+            files = {f"{variant.digest}.press": write_layer(variant.module) for variant in named}
+        return {"metrics": metrics, "seconds": watch.seconds, "artefacts": files}
 
     def kernels(self, policy: Policy) -> dict[str, Any]:
         """What a policy's kernels cost: exported, counted and timed, but not tried on pictures."""
         watch = Stopwatch()
         candidate = self.build(policy, watch)
         return {"metrics": self._cost(candidate, watch), "seconds": watch.seconds, "artefacts": {}}
+
+    def tune(self, policy: Policy, seed: int) -> dict[str, Any]:
+        """The rung before the last: trained once on a share of the pictures, tried on the screening's validation pictures."""
+        settings, data = self.bench.settings, self.bench.data
+        few = data.train.take(slice(0, max(2, round(settings.tryout * len(data.train)))))
+        watch = Stopwatch()
+        recipe = replace(settings.recovery, epochs=1)
+        candidate = self._tuned(policy, seed, watch, recipe, replace(data, train=few))
+        if candidate is None:
+            raise CandidateError("its training diverged; lower recovery.lr")
+        with watch("forward"):
+            error = self._error(candidate.onnx, self._screening)
+        metrics = self._measure(candidate, error, len(self._screening), watch)
+        return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
     def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
         """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
@@ -228,7 +249,7 @@ class CandidateEvaluator:
         with watch("forward"):
             error = self._error(best.onnx, validation)
         recovered = False
-        tuned = self._tuned(policy, seed, watch)
+        tuned = self._tuned(policy, seed, watch, self.bench.settings.recovery, self.bench.data)
         if tuned is not None:
             with watch("forward"):
                 tuned_error = self._error(tuned.onnx, validation)
@@ -242,35 +263,35 @@ class CandidateEvaluator:
             "artefacts": {"model.onnx": best.onnx, "model.press": best.press},
         }
 
-    def _tuned(self, policy: Policy, seed: int, watch: Stopwatch) -> Candidate | None:
+    def _tuned(self, policy: Policy, seed: int, watch: Stopwatch, recipe: Recipe, data: DataSet) -> Candidate | None:
         """The candidate after fine-tuning; ``None`` where none is asked for or it diverged."""
-        if not self.bench.settings.recovery.epochs:
+        if not recipe.epochs:
             return None
         with watch("train"):
             plan = make_plan(policy, self.bench.graph)
             try:
-                compressed = self._trained(plan, seed)
+                compressed = self._trained(plan, seed, recipe, data)
             except CandidateError:
                 return None
         return self._package(compressed, watch)
 
-    def _trained(self, plan: Plan, seed: int) -> CompressedModel:
-        settings = self.bench.settings
-        targets = {} if settings.recovery.epochs < 2 else _sparsities(plan)
-        if not targets or not settings.prune_share:
+    def _trained(self, plan: Plan, seed: int, recipe: Recipe, data: DataSet) -> CompressedModel:
+        targets = {} if recipe.epochs < 2 else _sparsities(plan)
+        share = self.bench.settings.prune_share
+        if not targets or not share:
             compressed = self._own(self._compress_plan(plan))
-            self._train(compressed.model, settings.recovery, seed)
+            self._train(compressed.model, recipe, seed, data)
             return compressed
-        first, second = halves(settings.recovery, settings.prune_share)
+        first, second = halves(recipe, share)
         # What the Hessian pruned is a good start; by magnitude alone, sparsity has to rise step by step.
         solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
         early = self._own(self._compress_plan(before(plan, Phase.QUANTIZE if solved else Phase.PRUNE)))
         loss = self._distillation()
         inner = _inner_targets(early.model, targets)
-        prune_gradually(early.model.requires_grad_(True), inner, self.bench.data, first, seed=seed, loss=loss)
+        prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss)
         compressed = CompressedModel(early.model, plan)
         quantize_layers(plan, early.model, self._calibration)
-        self._train(compressed.model, second, seed + 1)
+        self._train(compressed.model, second, seed + 1, data)
         return compressed
 
     def _own(self, compressed: CompressedModel) -> CompressedModel:
@@ -314,9 +335,9 @@ class CandidateEvaluator:
             **counted,
         }
 
-    def _train(self, model: nn.Module, recipe: Recipe, seed: int) -> None:
+    def _train(self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet) -> None:
         # A dense network that is handed over frozen is recovered like any other.
-        train(model.requires_grad_(True), self.bench.data, recipe, seed=seed, loss=self._distillation())
+        train(model.requires_grad_(True), data, recipe, seed=seed, loss=self._distillation())
 
     def _distillation(self) -> Loss:
         settings = self.bench.settings
@@ -336,7 +357,15 @@ class CandidateEvaluator:
     def _bank(self) -> Bank:
         bench = self.bench
         seen = Observations.of(bench.model, bench.graph, self._calibration, bench.settings.seed)
-        return Bank(bench.model, bench.graph, seen, self._energies, norms_after(bench.model))
+        bank = Bank(bench.model, bench.graph, seen, self._energies, norms_after(bench.model))
+        bank.adopt(self._files)
+        return bank
+
+    def adopt(self, files: Mapping[str, bytes]) -> None:
+        """Take layers that were compressed elsewhere: digest -> file."""
+        self._files = files
+        if "_bank" in vars(self):
+            self._bank.adopt(files)
 
     @cached_property
     def _energies(self) -> dict[str, Tensor]:
@@ -439,6 +468,10 @@ class CandidateWorker:
 
     evaluator: CandidateEvaluator
 
+    def receive(self, value: Mapping[str, bytes]) -> None:
+        """What the pool shares: the bank's files."""
+        self.evaluator.adopt(value)
+
     def __call__(self, job: Job) -> dict[str, Any]:
         policy = Policy.from_text(job.policy_json)
         evaluator = self.evaluator.with_halved_batches(int(job.payload.get("halvings", 0)))
@@ -451,6 +484,8 @@ class CandidateWorker:
                 return evaluator.stitch(policy, float(job.payload["hopeless_kl"]))
             case "screen":
                 return evaluator.screen(policy)
+            case "tune":
+                return evaluator.tune(policy, int(job.payload["seed"]))
             case "recover":
                 return evaluator.recover(policy, int(job.payload["seed"]))
         raise AssertionError(f"no rung is called {job.fidelity}")

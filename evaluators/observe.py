@@ -50,7 +50,7 @@ class Observations:
         Parameters
         ----------
         pictures
-            (N, C, H, W); as many of them are used as fit in the memory, at most 128.
+            (N, C, H, W); the first are used, as many as fit in the memory, at most ``MOST_PICTURES``.
         seed
             Of the labels that the gradients are taken for.
         """
@@ -62,12 +62,12 @@ class Observations:
         generator = torch.Generator().manual_seed(seed)
         for batch in pictures.split(_BATCH):
             with _watched(model, graph, inputs, gradients), torch.enable_grad():
-                # The gradient must flow even through a network that is handed over frozen.
-                logits = model(batch.detach().requires_grad_(True))
+                # The gradient must flow even through a network that is handed over frozen, or overwrites its input.
+                source = batch.detach().requires_grad_(True)
+                logits = model(source.clone())
                 labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-                functional.cross_entropy(logits, labels, reduction="sum").backward()
-        for parameter in model.parameters():
-            parameter.grad = None
+                # Only what leads to the pictures: the gradients of parameters are not asked for.
+                functional.cross_entropy(logits, labels, reduction="sum").backward(inputs=[source])
         joined = {name: torch.cat(parts) for name, parts in inputs.items() if parts}
         return cls(model, joined, {name: total / (2 * len(pictures)) for name, total in gradients.items()})
 
@@ -102,7 +102,10 @@ def _watched(
 ) -> Iterator[None]:
     def watch(name: str) -> Any:
         def record(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name].append(arguments[0].detach())
+            x, held = arguments[0].detach(), inputs[name]
+            # What comes later may overwrite it; a layer that is called at several sizes is judged by the first.
+            if not held or x.shape[1:] == held[0].shape[1:]:
+                held.append(x.clone())
 
             def add(gradient: Tensor) -> None:
                 gradients[name] += as_channels(module, gradient).square().sum(1)

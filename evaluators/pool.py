@@ -110,6 +110,13 @@ class Pool(Protocol):
         """
         ...
 
+    def share(self, value: object) -> None:
+        """Give every worker a value, those that come later too, before its next job; a new one takes the old one's place.
+
+        A worker's function that has a method ``receive`` is called with it there; others do without.
+        """
+        ...
+
     def next_done(self, timeout_s: float | None) -> Done | None:
         """The next job that is done, in any order.
 
@@ -145,6 +152,7 @@ class InProcessPool(AbstractContextManager["InProcessPool"]):
         self._capacity = capacity
         self._evaluate: Evaluate | None = None
         self._waiting: deque[Job] = deque()
+        self._shared: object = None
         self._closed = False
 
     @property
@@ -155,12 +163,18 @@ class InProcessPool(AbstractContextManager["InProcessPool"]):
         check_room(self._closed, len(self._waiting), self._capacity)
         self._waiting.append(job)
 
+    def share(self, value: object) -> None:
+        check_open(self._closed)
+        self._shared = value
+        hand_over(self._evaluate, value)
+
     def next_done(self, timeout_s: float | None) -> Done | None:
         check_open(self._closed)
         if not self._waiting:
             return None
         if self._evaluate is None:
             self._evaluate = self._build()
+            hand_over(self._evaluate, self._shared)
         return run_job(self._evaluate, self._waiting.popleft())
 
     def _build(self) -> Evaluate:
@@ -178,6 +192,13 @@ class InProcessPool(AbstractContextManager["InProcessPool"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def hand_over(evaluate: Evaluate | None, value: object) -> None:
+    """Give a worker's function what is shared with it, if it wants any and there is any."""
+    receive = getattr(evaluate, "receive", None)
+    if receive is not None and value is not None:
+        receive(value)
 
 
 def run_job(evaluate: Evaluate, job: Job) -> Done:

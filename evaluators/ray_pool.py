@@ -25,6 +25,7 @@ from .pool import (
     check_open,
     check_room,
     fault_of,
+    hand_over,
     one_line,
     run_job,
 )
@@ -58,6 +59,9 @@ class _Worker:
         except Exception as error:
             fault = fault_of(error)
         return socket.gethostname(), os.getpid(), fault
+
+    def receive(self, value: object) -> None:
+        hand_over(self._evaluate, value)
 
     def run(self, job: Job) -> Done:
         assert self._evaluate is not None, "the pool gives jobs only to workers that are built"
@@ -121,6 +125,7 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._waiting: deque[Job] = deque()
         self._finished: deque[Done] = deque()
         self._build_failures = 0
+        self._shared: Any = None
         self._startup_timeout_s = startup_timeout_s
         self._ray, self._owns_ray = _start_ray(workers, threads_per_worker, address)
         try:
@@ -151,6 +156,13 @@ class RayPool(AbstractContextManager["RayPool"]):
         check_room(self._closed, self._under_way(), self.capacity)
         self._waiting.append(job)
         self._hand_out()
+
+    def share(self, value: object) -> None:
+        check_open(self._closed)
+        # Put once where all workers of a node read it; a worker carries out its calls in order, so it comes before jobs.
+        self._shared = self._ray.put(value)
+        for slot in self._slots:
+            slot.actor.receive.remote(self._shared)
 
     def next_done(self, timeout_s: float | None) -> Done | None:
         check_open(self._closed)
@@ -258,7 +270,10 @@ class RayPool(AbstractContextManager["RayPool"]):
     def _new_slot(self) -> _Slot:
         actor = self._actor_class.remote()
         now_s = time.monotonic()
-        return _Slot(actor, actor.build.remote(self._factory, self._threads), now_s, now_s + self._startup_timeout_s)
+        built = actor.build.remote(self._factory, self._threads)
+        if self._shared is not None:
+            actor.receive.remote(self._shared)
+        return _Slot(actor, built, now_s, now_s + self._startup_timeout_s)
 
     def _fault_of_ray(self, error: Exception) -> Fault:
         exceptions = self._ray.exceptions

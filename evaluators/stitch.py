@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,62 +16,77 @@ from ..policies.forms import WEIGHTED
 from ..policies.tracing import follow
 
 CACHE_BYTES = 512_000_000
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes that run one after the other, from one tensor to the next.
+    """Nodes that run one after the other, from one value to the next.
 
     Parameters
     ----------
     nodes
         In order; the last one's value is all that later segments read.
+    spent
+        For each node, the nodes whose values are read no more once it has run.
     modules
         Names of the modules that the nodes call.
     """
 
     nodes: tuple[fx.Node, ...]
+    spent: tuple[tuple[fx.Node, ...], ...]
     modules: frozenset[str]
+
+
+class _Kept:
+    """A tensor as it was: whatever overwrites it later, be it through a view, raises its version."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._version = tensor, tensor._version
+
+    @property
+    def intact(self) -> bool:
+        return self.tensor._version == self._version
 
 
 @dataclass
 class _Memory:
     """What a batch of pictures last ran through: the modules in use, and the value before each segment."""
 
-    used: dict[str, nn.Module] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    used: Mapping[str, nn.Module] = field(default_factory=dict)
+    values: dict[int, _Kept] = field(default_factory=dict)
 
 
 class StitchedNetwork:
     """Runs a network on fixed pictures with some of its modules replaced.
 
     Activations are kept at the points that a single tensor passes, so that a candidate that differs from the one before
-    in late layers only runs those. A network that cannot be followed by ``torch.fx`` runs whole.
+    in late layers only runs those. A network that ``torch.fx`` cannot follow, or follows wrongly, runs whole; so does a
+    candidate that replaces a module which the network does not call by itself.
 
     Parameters
     ----------
     model
-        In evaluation mode; it is not changed.
+        In evaluation mode; it is not changed, and must not be while this is in use.
     batches
-        Inputs (N, C, H, W) of the network.
+        Inputs (N, C, H, W) of the network, at least one.
     cache_bytes
         Of kept activations, at most.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor], cache_bytes: int = CACHE_BYTES) -> None:
+        self._model, self._batches = model, tuple(batches)
         self._modules = {name: _out_of_place(module) for name, module in model.named_modules()}
-        self._batches = tuple(batches)
         self._memories = [_Memory() for _ in batches]
-        self._cache_bytes = cache_bytes
-        self._kept: frozenset[int] | None = None
-        self._model, self._traced = model, follow(model)
-        self.segments = tuple(_segments(self._traced)) if self._traced is not None else ()
+        self._traced = follow(model)
+        self.segments = () if self._traced is None else tuple(_segments(self._traced.graph))
+        called = frozenset().union(*(segment.modules for segment in self.segments))
+        self._replaceable = called - _read_directly(self.segments)
+        self._points = self._points_to_keep(cache_bytes)
 
     @property
     def followed(self) -> bool:
         """Whether activations can be reused."""
-        return self._traced is not None
+        return self._points is not None
 
     def run(
         self, replaced: Mapping[str, nn.Module], go_on: Callable[[int, Tensor], bool] | None = None
@@ -81,109 +96,137 @@ class StitchedNetwork:
         Parameters
         ----------
         replaced
-            Module name -> module.
+            Module name, as ``named_modules`` gives it -> module; it must not be changed afterwards.
         go_on
             Called with the number of each batch and its logits; where it says no, later batches are left out.
         """
         out = []
         with torch.no_grad():
-            for number, memory in enumerate(self._memories):
-                out.append(self._run_batch(number, memory, replaced))
+            for number in range(len(self._batches)):
+                out.append(self._run_batch(number, replaced))
                 if go_on is not None and not go_on(number, out[-1]):
                     break
         return out
 
-    def _run_batch(self, number: int, memory: _Memory, replaced: Mapping[str, nn.Module]) -> Tensor:
-        if self._traced is None:
+    def _run_batch(self, number: int, replaced: Mapping[str, nn.Module]) -> Tensor:
+        if self._points is None or not self._replaceable.issuperset(replaced):
             with _swapped(self._model, replaced):
-                return self._model(self._batches[number])
-        used = {**self._modules, **replaced}
-        start = self._first_changed(memory, used)
-        value = memory.values.get(start, self._batches[number])
-        memory.values = {at: kept for at, kept in memory.values.items() if at <= start}
-        if start == len(self.segments):
-            return value
-        values: dict[int, Tensor] = {}
-        for position in range(start, len(self.segments)):
-            value = self._run_segment(self.segments[position], value, used, first=position == 0)
-            values[position + 1] = value
+                return self._run_whole(self._batches[number])
+        memory, used = self._memories[number], {**self._modules, **replaced}
+        same = self._unchanged(memory.used, used)
+        memory.values = {at: kept for at, kept in memory.values.items() if at <= same and kept.intact}
         memory.used = used
-        memory.values |= {at: kept for at, kept in values.items() if at in self._keeping(values)}
+        start = max(memory.values, default=0)
+        value = memory.values[start].tensor if start else self._batches[number].clone()
+        for position in range(start, len(self.segments)):
+            value = self._run_segment(self.segments[position], value, used)
+            if position + 1 in self._points:
+                memory.values[position + 1] = _Kept(value)
         return value
 
-    def _first_changed(self, memory: _Memory, used: Mapping[str, nn.Module]) -> int:
-        """The last segment with a kept value before it, up to which nothing has changed."""
-        if not memory.used:
-            return 0
-        changed = {name for name, module in used.items() if memory.used[name] is not module}
-        intact = 0
-        while intact < len(self.segments) and not self.segments[intact].modules & changed:
-            intact += 1
-        return max((at for at in memory.values if at <= intact), default=0)
+    def _run_whole(self, batch: Tensor) -> Tensor:
+        # Networks may overwrite their input.
+        logits: Tensor = self._model(batch.clone())
+        return logits
 
-    def _run_segment(self, segment: Segment, value: Tensor, used: Mapping[str, nn.Module], first: bool) -> Tensor:
-        assert self._traced is not None
+    def _unchanged(self, before: Mapping[str, nn.Module], used: Mapping[str, nn.Module]) -> int:
+        """How many of the first segments call the same modules as before."""
+        changed = {name for name, module in used.items() if before.get(name) is not module}
+        clashes = (at for at, segment in enumerate(self.segments) if segment.modules & changed)
+        return next(clashes, len(self.segments))
+
+    def _run_segment(self, segment: Segment, value: Any, used: Mapping[str, nn.Module]) -> Any:
         environment: dict[fx.Node, Any] = {}
-        pending = [value]
-        for node in segment.nodes:
+        inputs, result = [value], value
+        for node, spent in zip(segment.nodes, segment.spent):
             if node.op == "placeholder":
-                environment[node] = pending.pop() if pending else None
+                result = inputs.pop() if inputs else next(iter(node.args), None)
             elif node.op == "get_attr":
-                environment[node] = _attribute(self._traced, str(node.target))
+                result = _attribute(self._traced, str(node.target))
             else:
-                # What a later segment reads of an earlier one is the one tensor that it is handed.
+                # What a later segment reads of an earlier one is the one value that it is handed.
                 arguments, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: environment.get(n, value))
-                environment[node] = _call(node, used, arguments, keywords)
-        return environment[segment.nodes[-1]]
+                result = _call(node, used, arguments, keywords)
+            environment[node] = result
+            for old in spent:
+                environment.pop(old, None)
+        return result
 
-    def _keeping(self, values: Mapping[int, Tensor]) -> frozenset[int]:
-        """Where values are kept: everywhere, or at every second, fourth ... segment if the memory would not do."""
-        if self._kept is None:
-            sizes = {at: tensor.numel() * tensor.element_size() for at, tensor in values.items()}
-            step = 1
-            while sum(size for at, size in sizes.items() if at % step == 0) * len(self._batches) > self._cache_bytes:
-                step *= 2
-            self._kept = frozenset(at for at in range(1, len(self.segments) + 1) if at % step == 0)
-        return self._kept
+    def _points_to_keep(self, cache_bytes: int) -> frozenset[int] | None:
+        """Where values are kept: everywhere, or at every second, fourth ... segment if the memory would not do.
+
+        One picture tells the sizes. ``None`` where the graph does not compute what the network computes.
+        """
+        if self._traced is None:
+            return None
+        picture = self._batches[0][:1]
+        values: list[Any] = [picture.clone()]
+        with torch.no_grad():
+            expected = self._run_whole(picture)
+            try:
+                for segment in self.segments:
+                    values.append(self._run_segment(segment, values[-1], self._modules))
+            # The recorded path may not be the one that the network takes with real values, and then fail in any way.
+            except Exception:
+                return None
+        if not _equal(values[-1], expected):
+            return None
+        pictures = sum(map(len, self._batches))
+        sizes = {at: pictures * x.nbytes for at, x in enumerate(values) if at and isinstance(x, Tensor)}
+        step = 1
+        while sum(size for at, size in sizes.items() if at % step == 0) > cache_bytes:
+            step *= 2
+        return frozenset(at for at in sizes if at % step == 0)
 
 
 def norms_after(model: nn.Module) -> dict[str, str]:
     """Layer -> the batch norm that normalises its outputs and nothing else; none where the network cannot be followed."""
     traced = follow(model)
-    modules = dict(model.named_modules())
+    calls = [] if traced is None else [node for node in traced.graph.nodes if node.op == "call_module"]
+    times, modules = Counter(str(node.target) for node in calls), dict(model.named_modules())
     out: dict[str, str] = {}
-    for node in () if traced is None else traced.graph.nodes:
-        layer = node.op == "call_module" and isinstance(modules[str(node.target)], WEIGHTED)
-        for user in node.users if layer and len(node.users) == 1 else ():
-            if user.op == "call_module" and isinstance(modules[str(user.target)], _BatchNorm):
-                out[str(node.target)] = str(user.target)
+    for node in calls:
+        if len(node.users) != 1 or not isinstance(modules[str(node.target)], WEIGHTED):
+            continue
+        user = next(iter(node.users))
+        norm = user.op == "call_module" and isinstance(modules[str(user.target)], _BatchNorm)
+        if norm and times[str(node.target)] == times[str(user.target)] == 1:
+            out[str(node.target)] = str(user.target)
     return out
 
 
-def _segments(traced: fx.GraphModule) -> Iterator[Segment]:
-    traced.graph.eliminate_dead_code()
-    places = {node: place for place, node in enumerate(traced.graph.nodes)}
-    nodes = [node for node in places if node.op != "output"]
-    last_use = {node: max((places[user] for user in node.users), default=-1) for node in nodes}
+def _segments(graph: fx.Graph) -> Iterator[Segment]:
+    """Cut wherever a single value is all that is read later."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    last_use = {node: max((places[user] for user in node.users), default=place) for node, place in places.items()}
+    spent: dict[int, list[fx.Node]] = {}
+    for node, place in last_use.items():
+        spent.setdefault(place, []).append(node)
     live: set[fx.Node] = set()
     current: list[fx.Node] = []
-    for place, node in enumerate(nodes):
+    for node, place in places.items():
         current.append(node)
         live = {other for other in {*live, node} if last_use[other] > place and other.op != "get_attr"}
-        passes = live == {node} and node.op != "placeholder" and not any(map(_writes, node.users))
-        if passes or node is nodes[-1]:
-            yield Segment(tuple(current), frozenset(str(n.target) for n in current if n.op == "call_module"))
+        if (live == {node} and node.op != "placeholder") or node.op == "output":
+            freed = tuple(tuple(spent.get(places[n], ())) for n in current)
+            yield Segment(tuple(current), freed, frozenset(str(n.target) for n in current if n.op == "call_module"))
             current = [n for n in current if n.op == "get_attr"]
 
 
-def _writes(node: fx.Node) -> bool:
-    """Whether the node changes its argument."""
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    return node.op == "call_function" and (node.target in _IN_PLACE or bool(node.kwargs.get("inplace")))
+def _read_directly(segments: Sequence[Segment]) -> frozenset[str]:
+    """Modules whose tensors the network reads without calling them."""
+    read = (str(node.target) for segment in segments for node in segment.nodes if node.op == "get_attr")
+    return frozenset(name.rpartition(".")[0] for name in read)
+
+
+def _equal(value: Any, expected: Any) -> bool:
+    tensors = isinstance(value, Tensor) and isinstance(expected, Tensor) and value.shape == expected.shape
+    return tensors and torch.allclose(value, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _call(node: fx.Node, used: Mapping[str, nn.Module], arguments: Any, keywords: Any) -> Any:
+    if node.op == "output":
+        return arguments[0]
     if node.op == "call_module":
         return used[str(node.target)](*arguments, **keywords)
     if node.op == "call_method":

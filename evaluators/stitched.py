@@ -15,6 +15,7 @@ from .data import DataSet, Pictures
 from .stitch import StitchedNetwork
 
 BATCH = 128
+LARGEST_KL = 1e3
 
 
 class StitchedRung:
@@ -47,7 +48,7 @@ class StitchedRung:
         Parameters
         ----------
         hopeless_kl
-            Where the first batch lies above, the others are not run.
+            Where the mean over the batches so far lies above, later ones are not run.
 
         Raises
         ------
@@ -59,11 +60,14 @@ class StitchedRung:
     def measure_stitch(self, stitch: Stitch, hopeless_kl: float = math.inf) -> dict[str, float]:
         """The same of a candidate that is stitched already."""
 
+        parts: list[Tensor] = []
+
         def promising(number: int, logits: Tensor) -> bool:
-            return float(_kl(self._dense[number], logits).mean()) <= hopeless_kl
+            parts.append(_kl(self._dense[number], logits))
+            return float(torch.cat(parts).mean()) <= hopeless_kl
 
         outputs = self._network.run(stitch.modules, promising)
-        kl = torch.cat([_kl(dense, logits) for dense, logits in zip(self._dense, outputs)])
+        kl = torch.cat(parts)
         wrong = torch.cat([logits.argmax(1) != labels for logits, labels in zip(outputs, self._labels)])
         return {
             "kl": float(kl.mean()),
@@ -77,9 +81,6 @@ def _kl(dense: Tensor, logits: Tensor) -> Tensor:
     """(N,) KL(dense || candidate) from log-probabilities and logits; a candidate that overflows is infinitely far."""
     kl = functional.kl_div(functional.log_softmax(logits, 1), dense, log_target=True, reduction="none").sum(1)
     return kl.nan_to_num(nan=LARGEST_KL, posinf=LARGEST_KL).clamp(0, LARGEST_KL)
-
-
-LARGEST_KL = 1e3
 
 
 def _some(part: Pictures, count: int, seed: int) -> Pictures:

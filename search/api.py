@@ -141,7 +141,7 @@ def open_front(directory: str | Path) -> Front:
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
-    with _session(config, out, listener, given) as session:
+    with open_session(config, out, listener, given) as session:
         try:
             found = run_stages(session)
         finally:
@@ -157,12 +157,13 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
     config, out
         What is looked at, and the run directory.
     """
-    with _session(config, out, listener or Silence(), given or Given()) as session:
+    with open_session(config, out, listener or Silence(), given or Given()) as session:
         return run_profile(session)
 
 
 @contextmanager
-def _session(config: Config, out: Path, listener: Listener, given: Given) -> Iterator[Session]:
+def open_session(config: Config, out: Path, listener: Listener, given: Given) -> Iterator[Session]:
+    """Everything prepared for a run in this directory, and its ledger open."""
     is_new = not RunDirectory(out).config.is_file()
     run = open_run(out, config)
     try:

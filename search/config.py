@@ -68,6 +68,11 @@ class RecoveryConfig(TrainConfig):
         description="share of the epochs in which pruned layers lose their weights step by step, and those that matter"
         " come back (1608.04493); 0: all at once",
     )
+    tryout: Share = Field(
+        0.1,
+        description="share of the training pictures on which four times as many candidates as there are finalists are"
+        " trained once, before the finalists are chosen; 0: not at all",
+    )
     temperature: Positive = Field(4.0, description="softens the dense network's outputs")
     teacher_weight: float = Field(0.7, ge=0, le=1, description="share of the loss that the dense network sets")
 
@@ -161,6 +166,9 @@ class SearchConfig(Section):
         "bank", description="bank: solve a bank of measured layer variants; the others are Optuna's"
     )
     evaluations: Count = Field(100, description="candidates screened")
+    minutes: Positive | None = Field(
+        None, description="time that the workers may spend on bank and screening, however many were screened by then"
+    )
     batch: Count = Field(8, description="candidates asked for at a time")
     objectives: tuple[str, ...] = Field(("error", "stored", "latency"), min_length=1)
     stitch_pictures: Count = Field(

@@ -37,6 +37,8 @@ class Dispatcher:
         Writes artefacts before their evaluation is recorded.
     on_done
         Called with each row as it is recorded.
+    as_long_as
+        Rung -> a rung below it and how many times as long it takes: what to expect before any of its own are done.
     """
 
     ledger: Ledger
@@ -44,6 +46,7 @@ class Dispatcher:
     min_timeout_s: float
     keep: KeepArtefacts
     on_done: Callable[[Evaluation], None] = lambda _: None
+    as_long_as: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     _durations: dict[str, deque[float]] = field(default_factory=dict)
     _faults: dict[EvaluationKey, dict[FaultKind, int]] = field(default_factory=dict)
 
@@ -107,9 +110,12 @@ class Dispatcher:
 
     def _timeout(self, fidelity: str) -> float:
         known = self._durations.get(fidelity, ())
-        if len(known) < ENOUGH_DURATIONS:
-            return self.min_timeout_s * UNKNOWN_DURATION_FACTOR
-        return max(self.min_timeout_s, 5 * float(np.percentile(list(known), 95)))
+        if len(known) >= ENOUGH_DURATIONS:
+            return max(self.min_timeout_s, 5 * float(np.percentile(list(known), 95)))
+        below, times = self.as_long_as.get(fidelity, ("", 1.0))
+        shorter = self._durations.get(below, ())
+        expected_s = times * max(shorter) if shorter else times * self.min_timeout_s
+        return max(self.min_timeout_s * UNKNOWN_DURATION_FACTOR, 5 * expected_s)
 
 
 def _next_payload(payload: Mapping[str, Any], done: Done) -> Mapping[str, Any]:

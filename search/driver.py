@@ -36,7 +36,7 @@ def run_stages(session: Session) -> FrontData:
     finals = Finals(session)
     with dispatching(session) as dispatcher:
         Screening(session)(dispatcher)
-        finalists = finals.choose()
+        finalists = finals.choose(dispatcher)
         finals.recover(dispatcher, finalists)
     # The pool is closed: nothing else runs while latency is measured.
     finals.test(finalists)
@@ -51,13 +51,18 @@ def run_stages(session: Session) -> FrontData:
 def dispatching(session: Session) -> Iterator[Dispatcher]:
     """A pool of workers, and who hands them their work."""
     with _pool(session) as pool:
-        yield Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session))
+        recovery = session.config.recovery
+        epochs = {"recover": ("tune", max(1, recovery.epochs) / (recovery.tryout or 0.1))}
+        yield Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session), as_long_as=epochs)
 
 
 def _keeper(session: Session) -> KeepArtefacts:
     def keep(key: EvaluationKey, artefacts: Mapping[str, bytes]) -> dict[str, str]:
         for name, content in artefacts.items():
-            write_bytes(session.run.artefact(key.policy_hash[:12], name), content)
+            in_bank = key.fidelity == "profile"
+            write_bytes(
+                session.run.bank(name) if in_bank else session.run.artefact(key.policy_hash[:12], name), content
+            )
         return {name: sha256(content) for name, content in artefacts.items()}
 
     return keep

@@ -19,9 +19,11 @@ from .front import FrontData, Member, scaled_values, violations
 from .intervals import with_intervals
 from .ledger import Evaluation
 from .pareto import front as front_of
-from .pareto import select
+from .promotion import promote
 from .rundir import sha256
 from .session import DENSE, Session, nothing_left, total
+
+TRIED_FOR_ONE = 4
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,34 @@ class Finals:
 
     session: Session
 
-    def choose(self) -> list[Policy]:
-        """The best screened candidates, by constrained rank and crowding."""
+    def choose(self, dispatcher: Dispatcher) -> list[Policy]:
+        """The finalists: the best screened candidates, trained for a moment, and of these the best.
+
+        Training changes the order: what a network lost may come back at once, or not at all.
+        """
+        settings, recovery = self.session.config.search, self.session.config.recovery
+        if not recovery.epochs or not recovery.tryout:
+            return self._best(self._screened(), settings.finalists)
+        tried = self._best(self._screened(), TRIED_FOR_ONE * settings.finalists)
+        if len(tried) <= settings.finalists:
+            return tried
+        self._try_out(dispatcher, tried)
+        rows = [self.session.ledger.get(self.session.key(policy, "tune")) for policy in tried]
+        done = [row for row in rows if row.state == "done"]
+        return self._best(done, settings.finalists) if done else tried[: settings.finalists]
+
+    def _try_out(self, dispatcher: Dispatcher, policies: Sequence[Policy]) -> None:
+        wanted = []
+        for policy in policies:
+            key = self.session.key(policy, "tune")
+            self.session.ledger.register(key, policy.to_json(), "finalist", {})
+            wanted.append((key, {"seed": key.seed}))
+        done = iter(range(1, len(wanted) + 1))
+        dispatcher.on_done = lambda _: self.session.show("tune", next(done), len(wanted))
+        self.session.listener.say(f"training {len(wanted)} candidates for a moment")
+        dispatcher.run(wanted)
+
+    def _screened(self) -> list[Evaluation]:
         rows = [
             row for row in self.session.rows("screen") if row.state == "done" and row.key.policy_hash != DENSE.digest
         ]
@@ -39,9 +67,14 @@ class Finals:
             raise SearchError(
                 "every candidate came out as the dense network; expected menus that change a layer, widen space"
             )
+        return rows
+
+    def _best(self, rows: Sequence[Evaluation], count: int) -> list[Policy]:
+        """By constrained rank, and crowding inside bins of latency."""
         values = scaled_values([row.values for row in rows], self.session.objectives)
         missed = np.array([total(self.session.screen_violations(row.values)) for row in rows])
-        chosen = select(values, missed, self.session.config.search.finalists)
+        latency = next((i for i, name in enumerate(self.session.objectives) if name.startswith("latency")), None)
+        chosen = promote(values, missed, count, latency)
         return [Policy.from_text(rows[i].policy_json) for i in chosen]
 
     def recover(self, dispatcher: Dispatcher, finalists: Sequence[Policy]) -> None:

@@ -256,6 +256,7 @@ def _settings(config: Config) -> Settings:
         latency_threads=config.latency.threads,
         recovery=config.recovery.recipe(),
         prune_share=config.recovery.prune_share,
+        tryout=config.recovery.tryout,
         temperature=config.recovery.temperature,
         # Without true labels the dense network is the only one to learn from.
         teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,

@@ -13,14 +13,14 @@ from ..policies.errors import PolicyError
 from ..policies.files import write_text
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
-from .banking import STORED, Banking, Figures, make_guide, table_of
+from ..spaces.layerwise import LayerwiseSpace
+from .banking import ESTIMATED, LARGEST, STORED, Banking, Built, Figures, leave_dense, make_guide, table_of
 from .dispatch import Dispatcher
 from .driver import dispatching
 from .report.sensitivity import Profile, Variant, render_sensitivity
 from .samplers.bank_guided import Guide
 from .session import Session
 from .solve import undominated
-from .stitching import LARGEST
 
 CHECKED = 20
 """Random policies that sums are compared with."""
@@ -28,13 +28,14 @@ CHECKED = 20
 
 def run_profile(session: Session) -> Profile:
     """Build the bank, check its sums, and write the page of sensitivity curves."""
-    banking = Banking(session)
+    space = session.prepared.space
     with dispatching(session) as dispatcher:
-        figures = banking(dispatcher)
-        usable = any(not f.failure for f in figures) and banking.central_costs()
-        guide = make_guide(session, figures, banking.central_costs()) if usable else None
-        additivity = _additivity(session, dispatcher, guide) if guide is not None else None
-    profile = _profile(session, figures, additivity)
+        built = Banking(session)(dispatcher)
+        additivity = None
+        if built.usable:
+            leave_dense(session, built.failed)
+            additivity = _additivity(session, dispatcher, make_guide(session, built))
+    profile = _profile(session, space, built, additivity)
     write_text(session.run.sensitivity, render_sensitivity(profile))
     return profile
 
@@ -46,14 +47,16 @@ def _additivity(session: Session, dispatcher: Dispatcher, guide: Guide) -> dict[
     drawn = np.unique(rng.integers(0, sizes, (CHECKED, len(sizes))), axis=0)
     space, graph = session.prepared.space, session.prepared.bench.graph
     policies: list[Policy] = []
+    kernels: list[Policy] = []
     kept = []
     for row in drawn:
         try:
-            policies.append(make_plan(space.policy(guide.params_of(row)), graph).policy)
-            kept.append(row)
+            policy = make_plan(space.policy(guide.params_of(row)), graph).policy
+            kernels.append(make_plan(kernel_policy(policy), graph).policy)
         except PolicyError:
             continue
-    kernels = [make_plan(kernel_policy(policy), graph).policy for policy in policies]
+        policies.append(policy)
+        kept.append(row)
     session.listener.say(f"comparing sums over the bank with {len(policies)} whole policies")
     dispatcher.on_done = lambda _: None
     _measure(session, dispatcher, "stitch", policies, {"hopeless_kl": LARGEST})
@@ -63,9 +66,7 @@ def _additivity(session: Session, dispatcher: Dispatcher, guide: Guide) -> dict[
         for p, k in zip(policies, kernels)
     ]
     whole = [
-        {"kl": a.values["kl"], **b.values, STORED: a.values["estimated_stored_bytes"]}
-        for a, b in rows
-        if a.state == b.state == "done"
+        {"kl": a.values["kl"], **b.values, STORED: a.values[ESTIMATED]} for a, b in rows if a.state == b.state == "done"
     ]
     if not whole:
         return None
@@ -93,7 +94,7 @@ def _measure(
     dispatcher.run((key, payload) for key in keys)
 
 
-def _profile(session: Session, figures: Sequence[Figures], additivity: Mapping[str, float] | None) -> Profile:
+def _profile(session: Session, space: LayerwiseSpace, built: Built, additivity: Mapping[str, float] | None) -> Profile:
     config, prepared = session.config, session.prepared
     rows = session.rows("profile") + session.rows("kernels")
     return Profile(
@@ -103,14 +104,13 @@ def _profile(session: Session, figures: Sequence[Figures], additivity: Mapping[s
         dense=session.baseline,
         pictures=min(config.search.stitch_pictures, len(prepared.data.train)),
         layers=json.loads(session.ledger.meta("layers") or "[]"),
-        variants=_variants(session, figures),
+        variants=_variants(space, built.figures),
         seconds=sum(row.seconds.get("total", 0.0) for row in rows) / prepared.workers,
         additivity=additivity,
     )
 
 
-def _variants(session: Session, figures: Sequence[Figures]) -> list[Variant]:
-    space = session.prepared.space
+def _variants(space: LayerwiseSpace, figures: Sequence[Figures]) -> list[Variant]:
     options = space.menu()
     dominated = _dominated(figures)
     out = []
@@ -127,14 +127,23 @@ def _variants(session: Session, figures: Sequence[Figures]) -> list[Variant]:
                 kl=profile.get("kl"),
                 relative_error=profile.get("relative_error"),
                 weighted_error=profile.get("weighted_error"),
-                stored_bytes=profile.get("layer_bytes"),
-                onnx_bytes=profile.get("layer_onnx_bytes"),
+                stored_bytes=profile.get("layer_bytes") if _is_all_changed(space, found) else None,
+                onnx_bytes=None,
                 latency_ratio=costs.get("latency_ratio"),
                 dominated=index in dominated,
                 failure=found.failure or None,
             )
         )
     return out
+
+
+def _is_all_changed(space: LayerwiseSpace, found: Figures) -> bool:
+    """Whether no layer of the unit is left as it was: the bytes of such are not among those that were measured."""
+    if found.entry.policy is None:
+        return False
+    plan = make_plan(found.entry.policy, space.graph)
+    changed = {*plan.policy.layers, *(layer for branch in plan.dropped for layer in branch.layers)}
+    return changed.issuperset(space.units[found.entry.unit])
 
 
 def _dominated(figures: Sequence[Figures]) -> set[int]:
@@ -144,7 +153,10 @@ def _dominated(figures: Sequence[Figures]) -> set[int]:
     for unit in dict.fromkeys(figures[i].entry.unit for i in usable):
         mine = [i for i in usable if figures[i].entry.unit == unit]
         table = table_of(
-            (unit,), ("kl", STORED, "latency_ratio"), {unit: [figures[i] for i in mine]}, {"latency_ratio": 0}
+            (unit,),
+            ("kl", STORED, "latency_ratio"),
+            {unit: [figures[i] for i in mine]},
+            {STORED: 0.0, "latency_ratio": 0.0},
         )
         keep = undominated(table)[0]
         out |= {i for i, kept in zip(mine, keep) if not kept}

@@ -14,7 +14,7 @@ class Progress:
     Parameters
     ----------
     phase
-        ``bank``, ``screen``, ``recover`` or ``test``.
+        ``bank``, ``screen``, ``tune``, ``recover`` or ``test``.
     done, total
         Evaluations of this phase.
     failed

@@ -20,7 +20,8 @@ def promote(values: np.ndarray, violations: np.ndarray, count: int, latency: int
     """Indices of the candidates to keep, by constrained rank and crowding inside bins of latency.
 
     Slow and fast regions both survive: each bin holds a third of the candidates and keeps a third of the places; what a
-    bin cannot fill goes to the best of the others.
+    bin cannot fill goes to the best of the others. The bins are of the candidates that keep the limits; those that miss
+    one follow, the nearest first, where places are left.
 
     Parameters
     ----------
@@ -33,7 +34,12 @@ def promote(values: np.ndarray, violations: np.ndarray, count: int, latency: int
     latency
         Column of ``values`` that holds the latency, or ``None``: one bin.
     """
-    n = len(values)
+    n, keeping = len(values), np.flatnonzero(violations <= 0)
+    if 0 < len(keeping) < n:
+        # Whoever misses a limit comes after all who keep them, fast or slow.
+        first = keeping[promote(values[keeping], violations[keeping], count, latency)]
+        rest = np.flatnonzero(violations > 0)
+        return np.concatenate([first, rest[select(values[rest], violations[rest], count - len(first))]])
     if latency is None or n < 2 * BINS or len(np.unique(values[:, latency])) < BINS:
         return select(values, violations, count)
     bins = np.array_split(np.argsort(values[:, latency], kind="stable"), BINS)
@@ -45,9 +51,9 @@ def promote(values: np.ndarray, violations: np.ndarray, count: int, latency: int
     return np.array([*kept, *rest[more].tolist()], int)
 
 
-def rank_correlation(lower: Sequence[float], upper: Sequence[float]) -> float | None:
-    """Spearman's correlation of a quantity on two rungs; ``None`` for fewer than 8 pairs or no spread."""
-    if len(lower) < LEAST_PAIRS or len(set(lower)) < 2 or len(set(upper)) < 2:
+def rank_correlation(lower: Sequence[float], upper: Sequence[float], least: int = LEAST_PAIRS) -> float | None:
+    """Spearman's correlation of a quantity on two rungs; ``None`` for fewer pairs than ``least`` or no spread."""
+    if len(lower) < least or len(set(lower)) < 2 or len(set(upper)) < 2:
         return None
     return float(spearmanr(lower, upper).statistic)
 

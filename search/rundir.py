@@ -61,6 +61,10 @@ class RunDirectory:
         """The page of sensitivity curves."""
         return self.path / "sensitivity.html"
 
+    def bank(self, name: str) -> Path:
+        """A layer of the bank, named by its digest."""
+        return self.path / "bank" / name
+
     @property
     def environment(self) -> Path:
         return self.path / "environment.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 from ..policies.errors import PolicyError, SearchError
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
-from .banking import Banking, failed_units, leave_dense, make_guide
+from .banking import Banking, leave_dense, make_guide
 from .dispatch import Dispatcher
 from .feasibility import unreachable
 from .records import TrialRecord
@@ -24,15 +24,25 @@ from .study import Asked, Outcome, Study
 UNIFORM_SHARE = 0.5
 HOPELESS_AFTER = 16
 IDLE_BATCHES = 3
+TIMED_RUNGS = ("profile", "kernels", "stitch", "screen")
 BATCH = "paretopress:batch"
 """Attribute of a trial: the number of the first trial of its batch."""
 
 
 @dataclass(frozen=True)
 class Screening:
-    """The first stage of a run."""
+    """The first stage of a run.
+
+    Parameters
+    ----------
+    session
+        The run.
+    deadline_s
+        Time of day after which no further batch is asked for.
+    """
 
     session: Session
+    deadline_s: float = math.inf
 
     def __call__(self, dispatcher: Dispatcher) -> None:
         """Screen as many candidates as the configuration says, those recorded before included.
@@ -56,7 +66,7 @@ class Screening:
         uniform = self._uniform()
         records = self.session.ledger.trials()
         told, screened, idle = 0, 0, 0
-        while told < len(records) or (screened < settings.evaluations and idle < IDLE_BATCHES):
+        while told < len(records) or (screened < settings.evaluations and idle < IDLE_BATCHES and self._in_time()):
             if told == len(records):
                 count = choice.count(settings.batch, settings.evaluations - screened)
                 asked = study.ask(uniform[told : told + count], count)
@@ -71,24 +81,29 @@ class Screening:
             screened += len(promoted)
             idle = 0 if promoted else idle + 1
             study.write_journal(self.session.run.journal)
-            self._give_up_where_hopeless(records)
+            self._give_up_where_hopeless(records, choice.rung)
 
     def _guide(self, dispatcher: Dispatcher) -> Guide:
-        banking = Banking(self.session)
-        figures = banking(dispatcher)
-        central = banking.central_costs()
-        failed = failed_units(figures)
-        if len(failed) == len({f.entry.unit for f in figures}) or not central:
-            reason = next(iter(failed.values()), "the network in the middle of all menus cannot be built")
+        built = Banking(self.session)(dispatcher)
+        leave_dense(self.session, built.failed)
+        if not built.usable:
+            reason = next(iter(built.failed.values()), "the dense network's kernels cannot be built")
             raise SearchError(f"no layer can be compressed as space says: {reason}; widen or change the menus")
-        leave_dense(self.session, failed)
-        guide = make_guide(self.session, figures, central)
-        warning = unreachable(self.session, guide)
+        guide = make_guide(self.session, built)
+        warning = unreachable(self.session, guide, built)
         if warning is not None:
             self.session.listener.say(warning)
         self.session.ledger.set_meta("unreachable", warning or "")
-        self.session.ledger.set_meta("left_dense", json.dumps(failed))
         return guide
+
+    def _in_time(self) -> bool:
+        """Whether the minutes given are not spent; those of earlier starts count too."""
+        minutes = self.session.config.search.minutes
+        if minutes is None:
+            return time.time() < self.deadline_s
+        rows = [row for rung in TIMED_RUNGS for row in self.session.rows(rung) if row.finished_s is not None]
+        spent_s = sum(row.seconds.get("total", 0.0) for row in rows) / self.session.prepared.workers
+        return spent_s < 60 * minutes
 
     def _uniform(self) -> list[dict[str, int]]:
         everything = [{k: int(v) for k, v in choices.items()} for choices in self.session.prepared.space.uniform()]
@@ -131,20 +146,23 @@ class Screening:
 
     def _outcome(self, record: TrialRecord, choice: Choice) -> Outcome:
         attributes = choice.attributes(record)
-        screened = self.session.ledger.find(self.session.key_of(record.policy_hash, "screen"))
-        row = screened or self.session.ledger.get(self.session.key_of(record.policy_hash, choice.rung))
-        if screened is None and row.state == "done":
+        is_screened = record.policy_hash in choice.screened
+        rung = "screen" if is_screened else choice.rung
+        row = self.session.ledger.get(self.session.key_of(record.policy_hash, rung))
+        if not is_screened and row.state == "done":
             return Outcome(None, pruned=True, attributes=attributes)
         if row.state != "done":
             return Outcome(None, {}, f"{row.error_class}: {row.error}", attributes=attributes)
         values = tuple(row.values[name] for name in self.session.objectives)
         return Outcome(values, self.session.screen_violations(row.values), attributes=attributes)
 
-    def _give_up_where_hopeless(self, records: Sequence[TrialRecord]) -> None:
+    def _give_up_where_hopeless(self, records: Sequence[TrialRecord], rung: str) -> None:
         # The dense network says nothing about whether compression works.
         hashes = dict.fromkeys(record.policy_hash for record in records if record.policy_hash != DENSE.digest)
-        found = [self.session.ledger.find(self.session.key_of(policy_hash, "screen")) for policy_hash in hashes]
-        rows = [row for row in found if row is not None]
+        keys = [(self.session.key_of(digest, "screen"), self.session.key_of(digest, rung)) for digest in hashes]
+        found = [self.session.ledger.find(screen) or self.session.ledger.get(tried) for screen, tried in keys]
+        # What a lower rung let pass but did not send on is neither.
+        rows = [row for row in found if row.key.fidelity == "screen" or row.state == "failed"]
         asked_all = len(rows) >= self.session.config.search.evaluations
         if any(row.state == "done" for row in rows) or not (rows and (asked_all or len(rows) >= HOPELESS_AFTER)):
             return

@@ -24,7 +24,7 @@ from .rundir import RunDirectory
 from .seeds import derive_seed
 
 DENSE = Policy()
-RUNG_SHOWN = {"bank": "kernels", "screen": "screen", "recover": "recover", "test": "recover"}
+RUNG_SHOWN = {"bank": "kernels", "screen": "screen", "tune": "tune", "recover": "recover", "test": "recover"}
 """Phase -> the rung whose evaluations its progress line sums up."""
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from .banking import LARGEST
 from .dispatch import Dispatcher
 from .front import scaled_values
 from .ledger import Evaluation
 from .promotion import kept_share, promote, rank_correlation
 from .records import TrialRecord
 from .samplers.bank_guided import KL, Guide
-from .samplers.surrogate import ENOUGH_FOR_LINK, correct, fit_link
+from .samplers.surrogate import ENOUGH_FOR_LINK, Link, correct, fit_link
 from .session import Session, total
 
 TRIED_FOR_ONE = 3
 HOPELESS_FACTOR = 8.0
 """A candidate whose first pictures lie this far above the damage that is still of use is not run on the others."""
-LARGEST = 1e9
 
 
 class Choice(Protocol):
@@ -30,6 +30,11 @@ class Choice(Protocol):
     @property
     def rung(self) -> str:
         """The rung on which every trial is measured."""
+        ...
+
+    @property
+    def screened(self) -> Collection[str]:
+        """Digests of the policies that were chosen so far; the ledger of a resumed run knows later ones too."""
         ...
 
     def count(self, batch: int, left: int) -> int:
@@ -49,15 +54,18 @@ class Choice(Protocol):
         ...
 
 
+@dataclass
 class EveryOne:
     """No lower rung."""
 
-    rung = "screen"
+    screened: set[str] = field(default_factory=set)
+    rung: str = "screen"
 
     def count(self, batch: int, left: int) -> int:
         return min(batch, left)
 
     def choose(self, dispatcher: Dispatcher, batch: Sequence[TrialRecord], left: int) -> list[TrialRecord]:
+        self.screened |= {record.policy_hash for record in batch}
         return list(batch)
 
     def learn(self, records: Sequence[TrialRecord]) -> None:
@@ -79,16 +87,16 @@ class Stitching:
 
     session: Session
     guide: Guide
+    screened: set[str] = field(default_factory=set)
     _known: list[_Known] = field(default_factory=list)
-    _screened: set[str] = field(default_factory=set)
     rung: str = "stitch"
 
     def count(self, batch: int, left: int) -> int:
         return TRIED_FOR_ONE * min(batch, left)
 
     def choose(self, dispatcher: Dispatcher, batch: Sequence[TrialRecord], left: int) -> list[TrialRecord]:
-        # What is left out must not depend on what the ledger holds by now, or a resumed run would choose otherwise.
-        new = {record.policy_hash: record for record in batch if record.policy_hash not in self._screened}
+        # Not what the ledger holds by now: a resumed run would choose otherwise.
+        new = {record.policy_hash: record for record in batch if record.policy_hash not in self.screened}
         self._try(dispatcher, list(new.values()))
         tried = [record for record in new.values() if self._stitched(record).state == "done"]
         if not tried:
@@ -97,15 +105,15 @@ class Stitching:
         values, missed = self._predicted(tried)
         latency = next((i for i, name in enumerate(self.guide.objectives) if name.startswith("latency")), None)
         promoted = [tried[i] for i in promote(values, missed, count, latency)]
-        self._screened |= {record.policy_hash for record in promoted}
+        self.screened |= {record.policy_hash for record in promoted}
         return promoted
 
     def learn(self, records: Sequence[TrialRecord]) -> None:
         """Take in what the next rung measured of the promoted."""
         for record in records:
             row = self.session.ledger.get(self.session.key_of(record.policy_hash, "screen"))
-            chosen = self.guide.variants_of(record.choices)
-            if row.state == "done" and chosen is not None:
+            if row.state == "done":
+                chosen = self.guide.variants_of(record.choices)
                 self._known.append(_Known(chosen, self._stitched(record).values["kl"], row.values))
 
     def attributes(self, record: TrialRecord) -> Mapping[str, float]:
@@ -148,20 +156,25 @@ class Stitching:
         chosen = np.array(
             [self._nearest(record) if policy is None else policy for record, policy in zip(records, found)]
         )
-        known = [[k.kl, *(k.screened.get(name, np.nan) for name in names[1:])] for k in self._known]
-        measured = np.array(known, float).reshape(-1, len(names))
-        past = np.array([k.chosen for k in self._known], int).reshape(-1, chosen.shape[1])
+        inside = [known for known in self._known if known.chosen is not None]
+        measured = np.array([[k.kl, *(k.screened[name] for name in names[1:])] for k in inside], float)
+        measured = measured.reshape(-1, len(names))
+        past = np.array([known.chosen for known in inside], int).reshape(-1, chosen.shape[1])
         costs = correct(self.guide.table, past, measured).predict(chosen)
         costs[:, 0] = [self._stitched(record).values["kl"] for record in records]
-        errors = np.array([known.screened["error_pct"] for known in self._known])
-        enough = len(errors) >= ENOUGH_FOR_LINK
-        damage, error = (measured[:, 0], errors) if enough else (self.guide.damage, self.guide.error)
-        link = fit_link(damage, error, self.guide.dense_error)
+        link = self._link()
         metrics = [
             dict(zip(names, row)) | {"error_pct": e} for row, e in zip(costs.tolist(), link(costs[:, 0]).tolist())
         ]
         missed = np.array([total(self.session.screen_violations(found)) for found in metrics])
         return scaled_values(metrics, self.guide.objectives), missed
+
+    def _link(self) -> Link:
+        """From the damage to the error: as it was screened, or at first as the bank has it."""
+        if len(self._known) < ENOUGH_FOR_LINK:
+            return fit_link(self.guide.damage, self.guide.error, self.guide.dense_error)
+        errors = [known.screened["error_pct"] for known in self._known]
+        return fit_link(np.array([known.kl for known in self._known]), np.array(errors), self.guide.dense_error)
 
     def _nearest(self, record: TrialRecord) -> np.ndarray:
         """For a choice that the thinned bank leaves out: each unit's variant whose indices are nearest."""
@@ -174,8 +187,8 @@ class Stitching:
 
 @dataclass(frozen=True)
 class _Known:
-    """A candidate on both rungs."""
+    """A candidate on both rungs; ``chosen`` is ``None`` where the bank has not all of its variants."""
 
-    chosen: np.ndarray
+    chosen: np.ndarray | None
     kl: float
     screened: Mapping[str, float]

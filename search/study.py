@@ -18,14 +18,14 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from ..policies.files import write_atomically
 from ..policies.policy import Policy
 from ..spaces.base import Space
 from .records import TrialRecord
 from .samplers import make_sampler
-from .samplers.bank_guided import Guide
+from .samplers.bank_guided import BankGuidedSampler, Guide, read_history
 
 STUDY_NAME = "paretopress"
 
@@ -105,10 +105,11 @@ class Study:
 
     def ask(self, fixed: Sequence[Mapping[str, int]], count: int) -> list[Asked]:
         """The fixed choices first (uniform policies), then the sampler's, ``count`` in all."""
+        if self._guide is not None:
+            return self._planned(self._guide, fixed[:count], count)
         study = self._create(optuna.storages.InMemoryStorage())
         study.add_trials(self._answered)
-        seed = int(np.random.SeedSequence([self._seed, len(self._answered)]).generate_state(1)[0])
-        study.sampler = make_sampler(self._name, seed, self._evaluations, self._guide, max(1, count - len(fixed)))
+        study.sampler = make_sampler(self._name, self._batch_seed(), self._evaluations)
         for choices in fixed[:count]:
             study.enqueue_trial(dict(choices))
         asked = []
@@ -120,6 +121,21 @@ class Study:
             attributes = {name: value for name, value in noted.items() if _is_plain(value)}
             asked.append(Asked(trial.number, origin, dict(trial.params), policy, attributes))
         return asked
+
+    def _planned(self, guide: Guide, fixed: Sequence[Mapping[str, int]], count: int) -> list[Asked]:
+        """What our own sampler plans for the whole batch: it reads the answered trials and needs no study for that."""
+        start = len(self._answered)
+        sampler = BankGuidedSampler(guide, self._batch_seed(), max(1, count - len(fixed)))
+        planned = sampler.plan(read_history(guide, self._answered), count - len(fixed)) if count > len(fixed) else []
+        asked = []
+        for position, choices in enumerate([*map(dict, fixed), *planned]):
+            origin = "uniform" if position < len(fixed) else self._name
+            policy = self._space.suggest(FixedTrial(choices))
+            asked.append(Asked(start + position, origin, choices, policy, {}))
+        return asked
+
+    def _batch_seed(self) -> int:
+        return int(np.random.SeedSequence([self._seed, len(self._answered)]).generate_state(1)[0])
 
     def tell(self, record: TrialRecord, outcome: Outcome) -> None:
         """Add an answered trial; they come in the order of their numbers."""

@@ -13,6 +13,7 @@ from .front import FrontData
 from .intervals import with_intervals
 from .ledger import Evaluation, Ledger
 from .report import ReportData, render
+from .report.data import MEASURED
 from .rundir import RunDirectory, read_json
 
 
@@ -65,6 +66,8 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
         layers=layers,
         methods=methods(config),
         seconds_total=_seconds(rows),
+        left_dense=json.loads(ledger.meta("left_dense") or "{}"),
+        unreachable=ledger.meta("unreachable") or "",
     )
 
 
@@ -104,7 +107,8 @@ def _limits(config: Config, baseline: Mapping[str, Any]) -> list[dict[str, Any]]
 
 def _history(rows: Sequence[Evaluation], feasible: Mapping[str, bool]) -> list[dict[str, Any]]:
     sizes = {row.key.policy_hash: row.values for row in rows if row.key.fidelity == "recover"}
-    asked = [row for row in rows if row.origin != "dense"]
+    # What is below the rungs that measure files comes last, so that candidates are numbered by them alone.
+    asked = sorted((row for row in rows if row.origin != "dense"), key=lambda row: row.key.fidelity not in MEASURED)
     return [_entry(number, row, sizes.get(row.key.policy_hash, {}), feasible) for number, row in enumerate(asked)]
 
 
@@ -122,6 +126,7 @@ def _entry(number: int, row: Evaluation, counted: Mapping[str, float], feasible:
         "error": row.error,
         "metrics": with_intervals(values),
         "seconds": {kind: spent for kind, spent in row.seconds.items() if kind != "total"},
+        "spent_s": row.seconds.get("total", 0.0),
         "feasible": feasible.get(identity),
         "policy": json.loads(row.policy_json),
     }

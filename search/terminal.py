@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from .front import FrontData
 from .progress import Progress
 
-PHASES = {"bank": "banking", "screen": "screening", "recover": "recovering", "test": "testing"}
+PHASES = {"bank": "banking", "screen": "screening", "tune": "trying out", "recover": "recovering", "test": "testing"}
 
 
 class TerminalListener:

@@ -79,15 +79,15 @@ def prune_gradually(
         forms.set_form(layer, GrowingMask(torch.ones_like(weight, dtype=torch.bool) if mask is None else mask))
 
     def update(step: int, steps: int) -> None:
-        if step % max(1, steps // UPDATES) == 0 or step == steps:
+        if step % max(1, steps // UPDATES) == 0:
             reached = 1 - (1 - min(1.0, step / (SETTLED_SHARE * steps))) ** 3
             for name, layer in layers.items():
                 _choose(layer, targets[name] if name in pruned else reached * targets[name])
 
     train(model, data, recipe, seed=seed, loss=loss, on_step=update)
-    for layer in layers.values():
-        mask = cast(Tensor, forms.mask_of(layer)).clone()
-        forms.set_form(layer, forms.MaskedWeight(mask))
+    for name, layer in layers.items():
+        _choose(layer, targets[name])
+        forms.set_form(layer, forms.MaskedWeight(cast(Tensor, forms.mask_of(layer)).clone()))
 
 
 def halves(recipe: Recipe, share: float) -> tuple[Recipe, Recipe]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
 Record = Mapping[str, Any]
+
+MEASURED = ("screen", "tune", "recover", "test")
+"""Rungs whose figures are those of an exported file; what lies below them is estimated, or of a part of the network."""
 
 SIZE_METRICS = ("stored_bytes", "onnx_bytes", "params")
 SPEED_METRICS = ("latency_ratio", "latency_ms", "macs", "energy_uj_estimate")
@@ -37,14 +40,18 @@ class ReportData:
     front
         The entries of ``front.json``: measured on the test pictures.
     history
-        Recorded evaluations in order. Those of the fidelities ``screen`` and ``recover`` were measured on validation
-        pictures, those of ``test`` on the test pictures.
+        Recorded evaluations in order, those of the ``MEASURED`` fidelities first: ``test`` was measured on the test
+        pictures, the others on validation pictures. ``spent_s`` is the time of each in seconds.
     layers
         ``{"name", "kind", "weights", "shape"}`` of the dense network's layers, in order.
     methods
         How each metric was measured, in a sentence.
     seconds_total
         Wall-clock time of the run in seconds.
+    left_dense
+        Units that could not be compressed in any way that was asked for, with the reason.
+    unreachable
+        What the bank said about budgets that none of its policies keeps; empty otherwise.
     """
 
     run: str
@@ -59,6 +66,8 @@ class ReportData:
     layers: Sequence[Record]
     methods: Mapping[str, str]
     seconds_total: float
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+    unreachable: str = ""
 
 
 def number(metrics: Record | None, name: str) -> float | None:
@@ -84,6 +93,11 @@ def error_of(row: Record) -> float | None:
 def done(data: ReportData, fidelity: str) -> list[Record]:
     """Finished evaluations of one fidelity, in order."""
     return [row for row in data.history if row["fidelity"] == fidelity and row["state"] == "done"]
+
+
+def of_files(data: ReportData) -> list[Record]:
+    """Evaluations that measured an exported file, in order."""
+    return [row for row in data.history if row["fidelity"] in MEASURED]
 
 
 def axes(data: ReportData) -> tuple[str, str, str]:
@@ -117,7 +131,7 @@ def chosen(data: ReportData) -> Record | None:
 def origins(data: ReportData) -> dict[str, str]:
     """Where each policy was first tried from, by its id."""
     found: dict[str, str] = {}
-    for row in data.history:
+    for row in of_files(data):
         found.setdefault(str(row["id"]), str(row["origin"]))
     return found
 
@@ -130,7 +144,7 @@ def keeps(limits: Sequence[Record], metrics: Record) -> bool:
 
 def _preferred(data: ReportData, names: Sequence[str]) -> str:
     limited = {limit["metric"] for limit in data.limits}
-    measured = [row["metrics"] for row in (*data.front, *data.history)]
+    measured = [row["metrics"] for row in (*data.front, *of_files(data))]
     # Within a quantity a limit decides the unit: a bound in milliseconds is drawn on an axis in milliseconds.
     order = sorted(names[:2], key=lambda name: (name not in limited, names.index(name))) + list(names[2:])
     return next((name for name in order if any(number(m, name) is not None for m in measured)), order[0])

@@ -240,7 +240,7 @@ def seconds_by_kind(data: ReportData) -> dict[str, dict[str, float]]:
 
 
 def counts(data: ReportData) -> dict[str, int]:
-    """How many evaluations were screened, recovered, tested, and how many failed."""
-    named = {"screened": "screen", "recovered": "recover", "tested": "test"}
+    """How many candidates were stitched, screened, recovered, tested, and how many evaluations failed."""
+    named = {"stitched": "stitch", "screened": "screen", "recovered": "recover", "tested": "test"}
     found = {name: len(done(data, fidelity)) for name, fidelity in named.items()}
     return {**found, "failed": sum(row["state"] == "failed" for row in data.history)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .data import Record, ReportData, error_of, interval, number
+from .data import Record, ReportData, error_of, interval, number, of_files
 from .text import RUNGS, metric_title, policy_lines, times_text, value_text
 
 FINAL_LINES, HISTORY_LINES = 14, 4
@@ -20,7 +20,7 @@ def hover_texts(data: ReportData) -> dict[str, str]:
         lines = _figures(data, entry["metrics"], number(entry["metrics"], "error_pct"))
         policy = policy_lines(entry["policy"], names, FINAL_LINES)
         texts[f"f:{entry['id']}"] = [f"{entry['id']}{role}", RUNGS["test"], *lines, "", *policy]
-    for row in data.history:
+    for row in of_files(data):
         if row["state"] == "done":
             texts[f"h:{row['number']}"] = _history(data, row, names)
     return {key: "\n".join(lines) for key, lines in texts.items()}

@@ -1,7 +1,7 @@
 """What the page of sensitivity curves is made from, and what is read off it: units, curves, layers ranked. Pure.
 
-A *unit* is a layer, or layers that are tied to one choice. Each variant of a unit was measured with that unit alone
-compressed; the rest of the network was dense.
+A *unit* is a layer, or layers that are tied to one choice. The harm of each variant of a unit was measured with that unit
+alone compressed, the rest of the network dense; its latency with all other units in the middle of their menus.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Variant:
     stored_bytes, onnx_bytes
         Of the unit's layers alone.
     latency_ratio
-        Of the whole network with only this unit changed, against the dense network.
+        Of the whole network with all other units in the middle of their menus, against the dense network.
     dominated
         Whether another variant of the unit is at least as good throughout.
     failure

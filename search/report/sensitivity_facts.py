@@ -26,7 +26,7 @@ from .sensitivity_text import (
     small_text,
     times_less,
 )
-from .text import seconds_text, times_text
+from .text import seconds_text
 
 STANDS_OUT, LITTLE_SPREAD, MOST_NAMED, MOST_LISTED, MOST = 3.0, 2.0, 3, 6, 0.8
 TRUSTED_RANK, USEFUL_RANK, TRUSTED_ERROR_PCT, ENOUGH_POLICIES = 0.9, 0.6, 10.0, 20
@@ -116,14 +116,24 @@ def tiles(profile: Profile, found: Ranking) -> list[tuple[str, Cell]]:
         out.append(("most bytes", Cell(largest.name, note)))
     fastest = _fastest(profile)
     if fastest is not None:
-        note = f"{ratio_text(fastest.latency_ratio)} of dense with {choice_text(fastest)} there alone"
-        out.append(("most time to win", Cell(fastest.unit, note)))
+        slow, variant = fastest
+        note = f"from {ratio_text(slow)} to {ratio_text(variant.latency_ratio)} of dense by {choice_text(variant)}"
+        out.append(("most time to win", Cell(variant.unit, note)))
     return out
 
 
-def _fastest(profile: Profile) -> Variant | None:
-    faster = [v for v in profile.variants if (ratio := measured(v.latency_ratio)) is not None and ratio < 1]
-    return min(faster, key=lambda variant: variant.latency_ratio or 1.0, default=None)
+def _fastest(profile: Profile) -> tuple[float, Variant] | None:
+    """Of the unit whose choice moves the latency most: the slowest variant's latency, and the fastest variant."""
+    most: tuple[float, Variant] | None = None
+    widest = 0.0
+    for unit in units(profile):
+        known = [
+            (ratio, i) for i in unit.variants if (ratio := measured(profile.variants[i].latency_ratio)) is not None
+        ]
+        if known and max(known)[0] - min(known)[0] > widest:
+            widest = max(known)[0] - min(known)[0]
+            most = max(known)[0], profile.variants[min(known)[1]]
+    return most
 
 
 def counts(profile: Profile) -> str:
@@ -188,10 +198,13 @@ def cost_lead(profile: Profile) -> str:
         words.append(f"Most bytes in float32 lie in {named}.")
     fastest = _fastest(profile)
     if fastest is not None:
-        speed = times_text(fastest.latency_ratio, "faster", "slower")
-        words.append(f"Changing {fastest.unit} alone makes the network up to {speed} ({choice_text(fastest)}).")
+        slow, variant = fastest
+        words.append(
+            f"The choice for {variant.unit} moves latency most: from {ratio_text(slow)} to"
+            f" {ratio_text(variant.latency_ratio)} of dense ({choice_text(variant)})."
+        )
     elif all(measured(variant.latency_ratio) is None for variant in profile.variants):
         words.append("Latency was not measured.")
     else:
-        words.append("No variant of one unit alone makes the network faster.")
+        words.append("No unit's choice changes the latency.")
     return " ".join(words)

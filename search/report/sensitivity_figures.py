@@ -73,7 +73,7 @@ def size_figure(profile: Profile) -> go.Figure | None:
 
 
 def latency_figure(profile: Profile) -> go.Figure | None:
-    """Latency of the whole network with one unit changed, a row a unit; ``None`` where none was measured."""
+    """Latency of the whole network by one unit's choice, a row a unit; ``None`` where none was measured."""
     everyone = units(profile)
     known = [v for variant in profile.variants if (v := measured(variant.latency_ratio)) is not None]
     if not known:

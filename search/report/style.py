@@ -19,8 +19,8 @@ LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "
 
 
 def origin_colours(data: ReportData) -> dict[str, str]:
-    """A colour for each origin, in order of appearance."""
-    names = dict.fromkeys(str(row["origin"]) for row in data.history)
+    """A colour for each origin of a screened candidate, in order of appearance."""
+    names = dict.fromkeys(str(row["origin"]) for row in data.history if row["fidelity"] == "screen")
     return {name: ORIGIN_COLOURS[min(i, len(ORIGIN_COLOURS) - 1)] for i, name in enumerate(names)}
 
 

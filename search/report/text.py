@@ -9,7 +9,12 @@ from typing import Any
 from ...evaluators.base import METRICS
 
 NOT_MEASURED = "not measured"
-RUNGS = {"screen": "screened, before recovery, validation", "recover": "recovered, validation", "test": "final, test"}
+RUNGS = {
+    "screen": "screened, before recovery, validation",
+    "tune": "trained for a moment, validation",
+    "recover": "recovered, validation",
+    "test": "final, test",
+}
 
 _SCALES = {
     "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")),

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from .data import Record, ReportData, done, error_of
 from .facts import seconds_by_kind
 from .progress import best_so_far, cost_limits, hypervolume_curves
+from .rungs import RUNG_NAMES
 from .style import FINAL, KIND_COLOURS, LEGEND, LINES, blank, log_ticks, origin_colours, short
 
 
@@ -110,8 +111,7 @@ def seconds_figure(data: ReportData) -> go.Figure | None:
     kinds = list(dict.fromkeys(kind for parts in seconds.values() for kind in parts))
     if not kinds:
         return None
-    rungs = {"screen": "screened", "recover": "recovered", "test": "tested"}
-    names = [escape(rungs.get(fidelity, fidelity)) for fidelity in seconds]
+    names = [escape(RUNG_NAMES.get(fidelity, fidelity)) for fidelity in seconds]
     figure = blank(height=130 + 46 * len(names))
     for i, kind in enumerate(kinds):
         figure.add_trace(

@@ -1,8 +1,8 @@
 """The search's own sampler: solve the bank for many budgets, correct it by what was measured, ask what promises most.
 
-Each batch refits a coefficient for every unit and cost (ridge towards the bank), solves the corrected bank along its
-whole front, adds moves around the measured front, and takes the candidates of largest expected gain of hypervolume. A
-share of every batch is drawn uniformly, as a check on the model's bias.
+Each batch corrects the bank's entries by what was measured (see ``surrogate``), solves the corrected bank along its whole
+front, adds moves around the measured front, and takes the candidates of largest expected gain of hypervolume. A share of
+all trials is drawn uniformly, as a check on the model's bias.
 """
 
 from __future__ import annotations
@@ -20,20 +20,16 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from ..front import LOGARITHMIC
 from ..pareto import front as front_of
-from ..solve import Table, spread_multipliers, sweep, undominated
-from .gain import VolumeGain
-from .surrogate import ENOUGH_FOR_LINK, Corrected, Link, correct, fit_link
+from ..solve import Table
+from .gain import VolumeGain, candidates, clearly_dominated, scaled
+from .surrogate import ENOUGH_FOR_LINK, Corrected, correct, distances, fit_link, fit_nearby
 
 KL = "paretopress:kl"
 """System attribute in which a trial's measured damage stands, promoted or not."""
-UNIFORM_SHARE = 0.1
-SOLVED = int(__import__("os").environ.get("SOLVED","768"))
-MOVES = int(__import__("os").environ.get("MOVES","256"))
-SPREAD = float(__import__("os").environ.get("SPREAD","1"))
-MOST_MOVED = 3
+UNIFORM_SHARE = 0.12
 QUANTILES = np.array([-1.15, -0.32, 0.32, 1.15])
+"""Of a normal distribution, at 1/8, 3/8, 5/8 and 7/8."""
 TRIES = 64
 MOST_LISTED = 65536
 
@@ -76,6 +72,17 @@ class Guide:
     def _indices(self) -> list[dict[tuple[tuple[str, int], ...], int]]:
         return [{tuple(sorted(c.items())): i for i, c in reversed(list(enumerate(unit)))} for unit in self.choices]
 
+    @cached_property
+    def options(self) -> np.ndarray:
+        """(U, V, F) as ``surrogate.distances`` takes them."""
+        most = max(sum(self.knobs[knob] for knob in unit[0]) for unit in self.choices)
+        out = np.zeros((*self.table.costs.shape[:2], most), np.float32)
+        for u, unit in enumerate(self.choices):
+            firsts = dict(zip(unit[0], np.cumsum([0, *(self.knobs[knob] for knob in unit[0])])))
+            for v, choice in enumerate(unit):
+                out[u, v, [firsts[knob] + index for knob, index in choice.items()]] = 1
+        return out
+
     def variants_of(self, params: Mapping[str, Any]) -> np.ndarray | None:
         """(U,) the variants that these knobs choose, or ``None`` where one is not in the bank."""
         found = []
@@ -95,13 +102,13 @@ class Guide:
 
 
 def without_dominated(guide: Guide) -> Guide:
-    """The guide without the variants that another of their unit is at least as good as throughout."""
-    keep = undominated(guide.table)
+    """The guide without the variants that are clearly dominated."""
+    costs, keep = guide.table.costs, ~clearly_dominated(guide.table)
     choices = tuple(tuple(c for c, kept in zip(unit, row) if kept) for unit, row in zip(guide.choices, keep))
-    costs = np.full((len(choices), max(map(len, choices)), guide.table.costs.shape[-1]), np.inf)
+    left = np.full((len(choices), max(map(len, choices)), costs.shape[-1]), np.inf)
     for unit, row in enumerate(keep):
-        costs[unit, : row.sum()] = guide.table.costs[unit][row]
-    return replace(guide, choices=choices, table=replace(guide.table, costs=costs))
+        left[unit, : row.sum()] = costs[unit][row]
+    return replace(guide, choices=choices, table=replace(guide.table, costs=left))
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,9 @@ class History:
     misses
         (f,) what each of them is above its constraints.
     asked
-        Knob settings that were asked already.
+        Knob settings that were asked already, answered or not.
+    answered
+        How many trials are finished.
     """
 
     chosen: np.ndarray
@@ -166,16 +175,15 @@ class BankGuidedSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        rng = np.random.default_rng([self._seed, trial.number])
         assert isinstance(param_distribution, IntDistribution), "a space asks for indices only"
+        rng = np.random.default_rng([self._seed, trial.number])
         return int(rng.integers(param_distribution.low, param_distribution.high + 1))
 
     def plan(self, history: History, count: int) -> list[dict[str, int]]:
         """Knob settings of the next batch."""
         rng = np.random.default_rng([self._seed, len(history.asked)])
-        corrected = correct(self._guide.table, history.chosen, history.costs)
-        answered = history.answered
-        uniform = int(UNIFORM_SHARE * (answered + count)) - int(UNIFORM_SHARE * answered)
+        corrected = correct(self._guide.table, history.chosen, history.costs, self._guide.options)
+        uniform = int(UNIFORM_SHARE * (history.answered + count)) - int(UNIFORM_SHARE * history.answered)
         pool = self._pool(corrected.table, history, rng)
         chosen = self._most_promising(pool, corrected, history, count - uniform)
         planned = [self._guide.params_of(policy) for policy in chosen]
@@ -184,12 +192,6 @@ class BankGuidedSampler(BaseSampler):
             planned.append(self._uniform(rng, asked))
             asked.add(tuple(planned[-1].values()))
         return planned
-
-    def _link(self, history: History) -> Link:
-        known = np.isfinite(history.error) & np.isfinite(history.costs[:, 0])
-        if known.sum() >= ENOUGH_FOR_LINK:
-            return fit_link(history.costs[known, 0], history.error[known], self._guide.dense_error)
-        return fit_link(self._guide.damage, self._guide.error, self._guide.dense_error)
 
     def _uniform(self, rng: np.random.Generator, asked: Collection[tuple[int, ...]]) -> dict[str, int]:
         """A setting that was not asked for before, where one is left."""
@@ -207,83 +209,75 @@ class BankGuidedSampler(BaseSampler):
 
     def _pool(self, table: Table, history: History, rng: np.random.Generator) -> np.ndarray:
         """(k, U) candidates that were not asked yet: solved ones, and moves around solved and measured ones."""
-        solved = np.unique(sweep(table, spread_multipliers(table, SOLVED, self._seed)), axis=0)
-        centres = solved
-        if len(history.chosen):
-            known = np.isfinite(history.error)
-            best = front_of(self._scaled(history.costs[known], history.error[known]), np.zeros(known.sum()))
-            centres = np.concatenate([solved, np.repeat(history.chosen[known][best], 3, 0)])
-        moved = centres[rng.integers(0, len(centres), MOVES)].copy()
-        sizes = np.array([len(unit) for unit in self._guide.choices])
-        for policy in moved:
-            for unit in rng.choice(len(sizes), min(len(sizes), int(rng.integers(1, MOST_MOVED + 1))), replace=False):
-                policy[unit] = rng.integers(0, sizes[unit])
-        pool = np.unique(np.concatenate([solved, moved]), axis=0)
-        new = [tuple(self._guide.params_of(policy).values()) not in history.asked for policy in pool]
-        return pool[np.array(new, bool)]
+        values = self._scaled(history.costs, history.error)
+        known = np.isfinite(values).all(1)
+        best, sizes = front_of(values[known], np.zeros(known.sum())), np.array([len(u) for u in self._guide.choices])
+        pool = candidates(table, history.chosen[known][best], sizes, self._seed, rng)
+        return pool[[tuple(self._guide.params_of(policy).values()) not in history.asked for policy in pool]]
 
-    def _most_promising(
-        self, pool: np.ndarray, corrected: Corrected, history: History, count: int
-    ) -> list[np.ndarray]:
+    def _most_promising(self, pool: np.ndarray, corrected: Corrected, history: History, count: int) -> list[np.ndarray]:
         if not len(pool) or count <= 0:
             return []
-        costs, link = corrected.predict(pool), self._link(history)
-        values = self._scaled(costs, link(costs[:, 0]))
-        depth = self._guide.objectives.index("error_pct") if "error_pct" in self._guide.objectives else 0
-        depths = np.repeat(values[:, depth, None], len(QUANTILES), 1)
-        if "error_pct" in self._guide.objectives:
-            depths = link(costs[:, :1] * np.exp(SPREAD*corrected.spread[0] * QUANTILES)) + SPREAD*link.spread * QUANTILES
-        gain = VolumeGain(self._front(history), values, depths, depth, self._reference, self._seed)
+        costs = corrected.predict(pool)
+        error, draws = self._errors(pool, costs[:, 0], corrected, history)
+        values = self._scaled(costs, error)
+        objectives, uncertain = self._guide.objectives, "error_pct" in self._guide.objectives
+        depth, depths = (objectives.index("error_pct"), draws) if uncertain else (0, values[:, :1])
+        front = scaled(history.values[history.misses <= 0], objectives)
+        gain = VolumeGain(front, values, depths, depth, self._reference, self._seed)
         allowed = self._keeps_bounds(costs)
         taken: list[np.ndarray] = []
         while len(taken) < count and allowed.any():
-            best, share = gain.take_best(allowed)
-            if share <= 0:
+            best, added = gain.take_best(allowed)
+            if added <= 0:
                 break
             taken.append(pool[best])
             allowed[best] = False
-        return taken + self._nearest(pool[allowed], costs[allowed], link, count - len(taken))
+        # Where nothing promises a gain: those that miss the reference by least.
+        miss = np.maximum(values[allowed] - self._reference, 0).sum(1)
+        return [*taken, *pool[allowed][np.argsort(miss, kind="stable")[: count - len(taken)]]]
 
-    def _nearest(self, pool: np.ndarray, costs: np.ndarray, link: Link, count: int) -> list[np.ndarray]:
-        """Where nothing promises a gain: the candidates that miss the reference by least."""
-        if count <= 0 or not len(pool):
-            return []
-        values = self._scaled(costs, link(costs[:, 0]))
-        miss = np.maximum(values - self._reference, 0).sum(1)
-        return list(pool[np.argsort(miss, kind="stable")[:count]])
+    def _errors(
+        self, pool: np.ndarray, damage: np.ndarray, corrected: Corrected, history: History
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(k,) expected errors and (k, d) draws, the same quantiles for all candidates, so that none is ahead by luck."""
+        known = np.isfinite(history.error) & np.isfinite(history.costs[:, 0])
+        drawn = damage[:, None] * np.exp(corrected.spread[0] * QUANTILES)
+        if known.sum() < ENOUGH_FOR_LINK:
+            link = fit_link(self._guide.damage, self._guide.error, self._guide.dense_error)
+            return link(damage), link(drawn) + link.spread * QUANTILES
+        link = fit_link(history.costs[known, 0], history.error[known], self._guide.dense_error)
+        options, measured = self._guide.options, history.chosen[known]
+        residual = history.error[known] - link(history.costs[known, 0])
+        nearby, away = fit_nearby(distances(options, measured, measured), residual), distances(options, pool, measured)
+        beside = nearby.mean(away)
+        return link(damage) + beside, link(drawn) + beside[:, None] + nearby.spread(away)[:, None] * QUANTILES
 
     def _keeps_bounds(self, costs: np.ndarray) -> np.ndarray:
-        names = self._guide.table.objectives
-        allowed = np.ones(len(costs), bool)
-        for name, bound in self._guide.bounds.items():
-            if name in names:
-                allowed &= costs[:, names.index(name)] <= bound
-        return allowed if allowed.any() else np.ones(len(costs), bool)
-
-    def _front(self, history: History) -> np.ndarray:
-        kept = history.values[history.misses <= 0]
-        return _scale(kept, self._guide.objectives)
+        bounds = [self._guide.bounds.get(name, np.inf) for name in self._guide.table.objectives]
+        allowed = np.asarray((costs <= bounds).all(1))
+        return allowed if allowed.any() else ~allowed
 
     @cached_property
     def _reference(self) -> np.ndarray:
-        return _scale(self._guide.reference[None], self._guide.objectives)[0]
+        return scaled(self._guide.reference[None], self._guide.objectives)[0]
 
     def _scaled(self, costs: np.ndarray, error: np.ndarray) -> np.ndarray:
         """(k, M) costs and (k,) error -> (k, m) objectives on the scales of the hypervolume."""
         names = self._guide.table.objectives
         columns = [error if name == "error_pct" else costs[:, names.index(name)] for name in self._guide.objectives]
-        return _scale(np.column_stack(columns), self._guide.objectives)
+        return scaled(np.column_stack(columns), self._guide.objectives)
 
 
 def read_history(guide: Guide, trials: Sequence[FrozenTrial]) -> History:
     """What a study's trials say."""
     names = guide.table.objectives
-    chosen, costs, errors, values, misses = [], [], [], [], []
-    asked = set()
+    chosen, costs, errors, values, misses, asked = [], [], [], [], [], set()
     for trial in trials:
+        if trial.params:
+            asked.add(tuple(int(trial.params.get(knob, 0)) for knob in guide.knobs))
         if not trial.state.is_finished():
             continue
-        asked.add(tuple(int(trial.params.get(knob, 0)) for knob in guide.knobs))
         measured = dict(zip(guide.objectives, trial.values or ())) if trial.state == TrialState.COMPLETE else {}
         if measured:
             values.append(trial.values)
@@ -294,21 +288,12 @@ def read_history(guide: Guide, trials: Sequence[FrozenTrial]) -> History:
             chosen.append(policy)
             costs.append([np.nan if damage is None else damage, *(measured.get(name, np.nan) for name in names[1:])])
             errors.append(measured.get("error_pct", np.nan))
-    m = len(guide.objectives)
     return History(
         np.array(chosen, int).reshape(-1, len(guide.choices)),
         np.array(costs, float).reshape(-1, len(names)),
         np.array(errors, float),
-        np.array(values, float).reshape(-1, m),
+        np.array(values, float).reshape(-1, len(guide.objectives)),
         np.array(misses, float),
         frozenset(asked),
         sum(trial.state.is_finished() for trial in trials),
     )
-
-
-def _scale(values: np.ndarray, objectives: Sequence[str]) -> np.ndarray:
-    out = np.array(values, float)
-    for column, name in enumerate(objectives):
-        if name in LOGARITHMIC:
-            out[:, column] = np.log(np.maximum(out[:, column], 1e-12))
-    return out

@@ -1,4 +1,4 @@
-"""Which candidates are expected to add most to the dominated volume. Pure; every objective is minimised.
+"""Candidates, and which of them are expected to add most to the dominated volume. Pure; every objective is minimised.
 
 The volume is an integral over all objectives but one, the depth: above a place ``p`` of the others, it reaches from the least
 depth of the points at or below ``p`` to the reference. Only the places are drawn; along the depth the integral is exact.
@@ -8,11 +8,57 @@ Symbols: ``k`` candidates, ``d`` draws of each, ``m`` objectives, ``f`` measured
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.stats import qmc
 
+from ..front import LOGARITHMIC
+from ..solve import Table, spread_multipliers, sweep
+
+SOLVED = 768
+MOVES = 256
+MOST_MOVED = 3
+MOVES_AROUND = 3
+"""How much likelier a measured policy is moved than a solved one."""
+CLEARLY = 0.5
 PLACES = 1024
 BLOCK = 16
+
+
+def candidates(
+    table: Table, measured: np.ndarray, sizes: np.ndarray, seed: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Distinct policies along the whole front of a table, and moves of a few units around them and the best measured.
+
+    Parameters
+    ----------
+    measured
+        (f, U) policies of the measured front.
+    sizes
+        (U,) number of variants of each unit.
+    seed, rng
+        Of the trade-offs that are solved for, and of the moves.
+    """
+    solved = np.unique(sweep(table, spread_multipliers(table, SOLVED, seed)), axis=0)
+    centres = np.concatenate([solved, np.repeat(measured, MOVES_AROUND, 0)])
+    moved = centres[rng.integers(0, len(centres), MOVES)].copy()
+    for policy in moved:
+        for unit in rng.choice(len(sizes), min(len(sizes), int(rng.integers(1, MOST_MOVED + 1))), replace=False):
+            policy[unit] = rng.integers(0, sizes[unit])
+    return np.unique(np.concatenate([solved, moved]), axis=0)
+
+
+def clearly_dominated(table: Table) -> np.ndarray:
+    """(U, V) bool: variants where another of their unit has at most half the damage and no cost above theirs; and padding.
+
+    Nearer ones are not, because what the bank knows of the damage may be wrong by that much.
+    """
+    costs = table.costs
+    better = (costs[:, :, None, 0] <= CLEARLY * costs[:, None, :, 0]) & (costs[:, None, :, 0] > 0)
+    for j in range(1, costs.shape[2]):
+        better &= costs[:, :, None, j] <= costs[:, None, :, j]
+    return np.asarray(better.any(1) | ~table.valid)
 
 
 class VolumeGain:
@@ -85,3 +131,12 @@ def _at_or_below(points: np.ndarray, places: np.ndarray) -> np.ndarray:
     for j in range(places.shape[1]):
         covers &= points[:, j, None] <= places[:, j]
     return covers
+
+
+def scaled(values: np.ndarray, objectives: Sequence[str]) -> np.ndarray:
+    """(n, m) -> (n, m): the logarithm of the objectives that are judged by it."""
+    out = np.array(values, float)
+    for column, name in enumerate(objectives):
+        if name in LOGARITHMIC:
+            out[:, column] = np.log(np.maximum(out[:, column], 1e-12))
+    return out

@@ -7,6 +7,7 @@ since only shapes matter for time. Every figure is a median over the candidates,
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import torch
 from paretopress.evaluators.candidate import CandidateEvaluator, Settings, Workbench, file_logits
 from paretopress.evaluators.data import DataSet, Pictures, SplitSizes, split
 from paretopress.evaluators.models import build_model
+from paretopress.evaluators.stitched import BATCH
 from paretopress.policies.export.onnx import export_onnx
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
@@ -27,6 +29,7 @@ from paretopress.search.ledger import EvaluationKey, Ledger
 from paretopress.search.prepare import make_space
 from paretopress.search.records import TrialRecord
 from paretopress.search.study import Outcome, Study
+from paretopress.spaces.layerwise import LayerwiseSpace
 
 CANDIDATES = 24
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -76,7 +79,7 @@ def measure(name: str) -> dict[str, object]:
     config = load_config(CONFIGS / f"{name}.yaml")
     bench = workbench(config, SHAPES[name])
     space = make_space(config.space, bench.graph)
-    study = Study(space, OBJECTIVES, config.search.sampler, config.seed, config.search.evaluations)
+    study = Study(space, OBJECTIVES, "random", config.seed, config.search.evaluations)
     evaluator = CandidateEvaluator(bench)
     rows = []
     with tempfile.TemporaryDirectory() as directory, Ledger(Path(directory)) as ledger:
@@ -84,7 +87,44 @@ def measure(name: str) -> dict[str, object]:
             rows.append(evaluate(study, evaluator, ledger, number))
             print(f"{name}: {number}/{CANDIDATES}", file=sys.stderr)
     rows = rows[1:]  # the first one warms up
-    return summarise(rows, bare_forward(bench))
+    found = summarise(rows, bare_forward(bench))
+    built = statistics.median(sum(row.values()) - row["probe"] for row in rows)
+    return {**found, "stitched": stitched(bench, evaluator, space, built)}
+
+
+def stitched(
+    bench: Workbench, evaluator: CandidateEvaluator, space: LayerwiseSpace, built_s: float
+) -> dict[str, float]:
+    """The lowest rung with its variants in the bank, interleaved with the dense network's bare forward pass in torch.
+
+    Parameters
+    ----------
+    built_s
+        Seconds of an evaluation on the next rung, its latency probe left out.
+    """
+    rng = np.random.default_rng(0)
+    menu = space.menu()
+    drawn = [{knob: int(rng.integers(len(options))) for knob, options in menu.items()} for _ in range(CANDIDATES)]
+    policies = [space.policy(choices) for choices in drawn]
+    for policy in policies:
+        evaluator.stitch(policy, math.inf)
+    batches = bench.data.preprocess(bench.data.train.images[: bench.settings.stitch_pictures]).split(BATCH)
+    bare, whole = [], []
+    for policy in policies:
+        start = time.perf_counter()
+        with torch.no_grad():
+            for batch in batches:
+                bench.model(batch)
+        bare.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        evaluator.stitch(policy, math.inf)
+        whole.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(whole),
+        "bare_forward_s": statistics.median(bare),
+        "times_bare_forward": statistics.median(a / b for a, b in zip(whole, bare)),
+        "evaluations_for_one_built": built_s / statistics.median(whole),
+    }
 
 
 def evaluate(study: Study, evaluator: CandidateEvaluator, ledger: Ledger, number: int) -> dict[str, float]:

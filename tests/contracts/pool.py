@@ -28,6 +28,26 @@ def build_nothing() -> Callable[[Job], dict[str, Any]]:
     raise DataError("expected pictures, found none")
 
 
+class _Listener:
+    """Answers with the last value that was shared."""
+
+    def __init__(self) -> None:
+        self.heard: Any = None
+
+    def receive(self, value: Any) -> None:
+        self.heard = value
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        if job.payload["act"] == "exit":
+            os._exit(7)
+        return {"heard": self.heard}
+
+
+def build_listener() -> Callable[[Job], dict[str, Any]]:
+    """An evaluator that takes what is shared."""
+    return _Listener()
+
+
 def _act(job: Job) -> dict[str, Any]:
     match job.payload["act"]:
         case "echo":
@@ -150,3 +170,17 @@ class PoolContract:
             pool.submit(job("never"))
             with pytest.raises(WorkError, match="DataError: expected pictures, found none"):
                 pool.next_done(60)
+
+    def test_what_is_shared_reaches_every_worker_before_its_next_job(self, open_pool: OpenPool) -> None:
+        with open_pool(build_listener) as pool:
+            before = finish(pool, *(job(f"before{i}") for i in range(pool.capacity)))
+            pool.share({"bank": b"first"})
+            first = finish(pool, *(job(f"first{i}") for i in range(2 * pool.capacity)))
+            pool.share({"bank": b"second"})
+            second = finish(pool, *(job(f"second{i}") for i in range(2 * pool.capacity)))
+        heard = [{str(done.result) for done in answers.values()} for answers in (before, first, second)]
+        assert heard == [{"{'heard': None}"}, {"{'heard': {'bank': b'first'}}"}, {"{'heard': {'bank': b'second'}}"}]
+
+    def test_a_function_that_wants_nothing_is_given_nothing(self, pool: Pool) -> None:
+        pool.share({"bank": b"unheard"})
+        assert finish(pool, job("after"))["after"].ok

@@ -39,3 +39,15 @@ def finished(one_core: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def weights(finished: tuple[Path, dict[str, Any]]) -> Path:
     """The dense network that the finished run trained."""
     return finished[0] / "dense.safetensors"
+
+
+@pytest.fixture(scope="session")
+def trained(one_core: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the small run's network, where no finished run is needed."""
+    from paretopress.search.config import make_config
+    from paretopress.search.prepare import dense_network, read_data
+    from paretopress.search.rundir import RunDirectory
+
+    config, run = make_config(small()), RunDirectory(tmp_path_factory.mktemp("trained"))
+    dense_network(config, read_data(config, lambda _: None), run, lambda _: None)
+    return run.weights

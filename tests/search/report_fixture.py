@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from paretopress.search.report import ReportData
@@ -204,6 +205,25 @@ def make_run(
         methods=METHODS,
         seconds_total=743.0,
     )
+
+
+def with_bank(run: ReportData, kl_follows_error: bool = True) -> ReportData:
+    """The run with the rows of a bank and a stitched rung: 4 variants, 3 sets of kernels, every candidate stitched."""
+    first = run.history[0]
+
+    def row(i: int, rung: str, name: str, figures: dict[str, float]) -> dict[str, Any]:
+        number = len(run.history) + i
+        told = {"number": number, "id": name, "origin": "bank", "fidelity": rung, "metrics": figures, "spent_s": 0.5}
+        return {**first, **told, "state": "done", "seconds": {"forward": 0.4}}
+
+    estimated = {"kl": 0.1, "estimated_stored_bytes": 123_456.0, "calibration_error_pct": 77.7}
+    low = [row(i, "profile", f"profile{i}", estimated) for i in range(4)]
+    low += [row(4 + i, "kernels", f"kernels{i}", {"latency_ratio": 0.01, "stored_bytes": 7.0}) for i in range(3)]
+    sign = 1 if kl_follows_error else -1
+    for tried in (tried for tried in run.history if tried["fidelity"] == "screen" and tried["state"] == "done"):
+        damage = {**estimated, "kl": 50 + sign * tried["metrics"]["error_pct"]}
+        low.append(row(len(low), "stitch", tried["id"], damage))
+    return replace(run, history=[*run.history, *low])
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -39,6 +39,16 @@ def with_weights(weights: Path, **changes: Any) -> dict[str, Any]:
     return small(**{"model": {"name": "family:digits_cnn", "weights": str(weights)}, **changes})
 
 
+def few_variants(weights: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration whose bank is built in seconds: four variants of each of four layers."""
+    quick = {
+        "space": {"precision": ["float32", "w8a8"], "sparsity": [0.0, 0.5]},
+        "recovery__epochs": 0,
+        "search__evaluations": 6,
+    }
+    return with_weights(weights, **{**quick, **changes})
+
+
 def write_config(path: Path, config: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
@@ -47,6 +57,11 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
 def rows(run: Path, fidelity: str | None = None) -> list[Evaluation]:
     with Ledger.read(run) as ledger:
         return ledger.rows(fidelity)
+
+
+def meta(run: Path, name: str) -> str | None:
+    with Ledger.read(run) as ledger:
+        return ledger.meta(name)
 
 
 def front_of(run: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from paretopress.tests.search.runs import front_of, rows, small, with_weights, w
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
-COMMANDS = ("init", "search", "resume", "report", "export", "apply", "verify", "data fetch", "schema")
+COMMANDS = ("init", "search", "profile", "resume", "report", "export", "apply", "verify", "data fetch", "schema")
 Finished = tuple[Path, dict[str, Any]]
 Refuse = Callable[..., str]
 
@@ -235,7 +235,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
             {"space": {"precision": ["int8"]}},
             "expected float32, wBa8, wB (B from 2 to 8) or kN (N from 2 to 256); got 'int8'",
         ),
-        ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank or channels two or more"),
+        ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, channels or blocks two or more"),
         ({"space__skip": ["layer9*"]}, "space.skip: 'layer9*' matches no layer; the network has conv1, conv2"),
         ({"model": {"name": "family:lenet6", "train": {}}}, "family has no network 'lenet6'; did you mean lenet5"),
         (

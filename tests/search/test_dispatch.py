@@ -43,6 +43,9 @@ class FakePool:
             return Done(job.id, False, None, Fault(outcome, "SomeError", f"a {outcome} fault"), "host", 1.0)
         return result(job.id, outcome)
 
+    def share(self, value: object) -> None:
+        raise AssertionError("a dispatcher shares nothing by itself")
+
     def close(self) -> None:
         self._waiting.clear()
 
@@ -192,6 +195,21 @@ def test_timeouts_follow_the_durations_that_were_seen(ledger: Ledger) -> None:
     pool = Slow({}, capacity=1)
     dispatch(ledger, pool, *"abcdefg", min_timeout_s=60.0)
     assert [job.timeout_s for job in pool.jobs] == [1800.0] * 5 + [100.0] * 2, "5 times the 95th percentile"
+
+
+def test_a_long_rung_is_given_time_by_what_the_one_below_it_took(ledger: Ledger) -> None:
+    class Slow(FakePool):
+        def answer(self, job: Job) -> Done:
+            return result(job.id, 1.0, seconds=30.0)
+
+    pool = Slow({}, capacity=1)
+    dispatcher = Dispatcher(ledger, pool, 60.0, keep, as_long_as={"recover": ("tune", 120.0)})
+    for policy, rung in (("a", "recover"), ("a", "tune"), ("b", "recover")):
+        key = EvaluationKey(policy, rung, "data", 0, "1")
+        ledger.register(key, policy, "finalist")
+        dispatcher.run([(key, {})])
+    unknown, short, expected = (job.timeout_s for job in pool.jobs)
+    assert (unknown, short, expected) == (5 * 120 * 60.0, 1800.0, 5 * 120 * 30.0)
 
 
 def test_timeouts_are_never_below_the_least(ledger: Ledger) -> None:

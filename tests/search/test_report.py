@@ -19,8 +19,9 @@ from paretopress.search.report.facts import banner, commands, failures, headline
 from paretopress.search.report.figures import front_figures, front_series
 from paretopress.search.report.layers import layer_rows
 from paretopress.search.report.progress import best_so_far, hypervolume_curve, hypervolume_curves
+from paretopress.search.report.rungs import correlations, rung_rows
 from paretopress.search.report.text import policy_lines, step_text, times_text, value_text
-from paretopress.tests.search.report_fixture import BASELINE, make_run
+from paretopress.tests.search.report_fixture import BASELINE, make_run, with_bank
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7*7 }} & \u2028"
 
@@ -353,3 +354,62 @@ def test_figures_are_in_human_units() -> None:
     ]
     assert [value_text(metric, value) for metric, value, _ in cases] == [text for *_, text in cases]
     assert times_text(2.0, "faster", "slower") == "2.00× slower"
+
+
+# Rungs
+
+
+def test_each_rung_says_how_many_it_saw_and_what_it_took(run: ReportData) -> None:
+    rows = {row["rung"]: row for row in rung_rows(with_bank(run))}
+    assert list(rows) == ["bank, layers", "bank, kernels", "stitched", "screened", "recovered", "tested"]
+    assert (rows["bank, layers"]["done"], rows["bank, kernels"]["done"], rows["bank, layers"]["time"]) == (
+        "4",
+        "3",
+        "2.00 s",
+    )
+    screened = [row for row in run.history if row["fidelity"] == "screen"]
+    failed = sum(row["state"] == "failed" for row in screened)
+    assert rows["stitched"]["done"] == rows["screened"]["done"] == str(len(screened) - failed)
+    assert rows["screened"]["failed"] == str(failed) and rows["tested"]["done"] == "8"
+
+
+def test_rungs_are_shown_only_where_there_was_a_bank(run: ReportData, page: Page) -> None:
+    assert rung_rows(run) == [] and "rungs" not in {attrs.get("id") for _, attrs in page.tags}
+    shown = Page(render(with_bank(run)))
+    assert "rungs" in {attrs.get("id") for _, attrs in shown.tags} and "rank correlation" in shown.text
+
+
+@pytest.mark.parametrize(
+    ("follows", "text", "meaning"), [(True, "1.00", "a third of them is screened"), (False, "-1.00", "half of the")]
+)
+def test_correlations_between_rungs_are_of_what_both_measured(
+    run: ReportData, follows: bool, text: str, meaning: str
+) -> None:
+    first, second = correlations(with_bank(run, follows))
+    assert first["correlation"] == text and meaning in first["meaning"]
+    assert first["pairs"] == str(sum(row["fidelity"] == "screen" and row["state"] == "done" for row in run.history))
+    assert second["pairs"] == "8" and second["correlation"] != "—"
+
+
+def test_too_few_pairs_are_no_correlation() -> None:
+    for finals, known in ((3, False), (4, True)):
+        few = with_bank(make_run(7, finals=finals))
+        first, second = correlations(few)
+        assert (first["pairs"], first["correlation"]) == ("7", "—") and "Too few pairs" in first["meaning"]
+        assert second["pairs"] == str(finals) and (second["correlation"] != "—") == known
+
+
+def test_estimated_figures_are_in_no_plot_and_under_no_measured_name(run: ReportData, page: Page) -> None:
+    banked = Page(render(with_bank(run)))
+    drawn, before = banked.payload, page.payload
+    assert drawn["hover"] == before["hover"]
+    same = set(before["figures"]) - {"seconds"}
+    assert all(drawn["figures"][name] == before["figures"][name] for name in same)
+    assert all(told not in banked.text for told in ("123.5 kB", "77.7", "7 B"))
+    assert "tried on the lowest rung" in banked.text and "tried on the lowest rung" not in page.text
+
+
+def test_layers_left_dense_and_budgets_out_of_reach_are_said_as_text(run: ReportData) -> None:
+    page = Page(render(replace(run, left_dense={HOSTILE: HOSTILE}, unreachable="by the bank, none fits")))
+    assert "Left dense" in page.text and HOSTILE in page.text and "By the bank, none fits." in page.text
+    assert "img" not in {tag for tag, _ in page.tags} and len(page.scripts) == 3

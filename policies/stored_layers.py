@@ -1,0 +1,73 @@
+"""Compressed layers on disk: the stored form of each weight, and a layer made from it again without compressing anew."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import forms
+from .coding.press import decode, encode
+from .coding.tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+from .errors import FormatError
+
+
+def write_layer(module: nn.Module) -> bytes:
+    """The weights and biases of a compressed layer, or of the layers that stand in its place, as a press file."""
+    tensors: dict[str, StoredTensor] = {}
+    for name, layer in forms.weighted_modules(module):
+        tensors[f"{name}.weight"] = forms.stored_weight(layer)
+        if layer.bias is not None:
+            tensors[f"{name}.bias"] = DenseTensor(cast(Tensor, layer.bias).detach().numpy().copy())
+    return encode(tensors, {})
+
+
+def read_layer(data: bytes, into: nn.Module, pruned: bool) -> None:
+    """Give a layer of the same shape the weights that were written, with their forms, in place.
+
+    Parameters
+    ----------
+    pruned
+        Whether zeros among integer codes are pruned weights, which stay zero in training.
+
+    Raises
+    ------
+    FormatError
+        Where the file does not fit the layer.
+    """
+    tensors = decode(data).tensors
+    for name, layer in forms.weighted_modules(into):
+        stored = tensors.get(f"{name}.weight")
+        shape = tuple(cast(Tensor, layer.weight).shape)
+        if stored is None or stored.decode().shape != shape:
+            found = None if stored is None else stored.decode().shape
+            raise FormatError(f"expected a weight of shape {shape} for '{name}', the file has {found}")
+        _set_weight(layer, stored, pruned)
+        bias = tensors.get(f"{name}.bias")
+        if bias is not None:
+            layer.bias = nn.Parameter(torch.from_numpy(np.array(bias.decode())))
+
+
+def _set_weight(layer: nn.Module, stored: StoredTensor, pruned: bool) -> None:
+    forms.drop_form(layer)
+    layer.weight = nn.Parameter(torch.from_numpy(np.array(stored.decode())))
+    form = _form(stored, pruned)
+    if form is not None:
+        forms.set_form(layer, form)
+
+
+def _form(stored: StoredTensor, pruned: bool) -> nn.Module | None:
+    if isinstance(stored, SparseTensor):
+        return forms.MaskedWeight(torch.from_numpy(stored.mask))
+    if isinstance(stored, UniformTensor):
+        mask = torch.from_numpy(stored.codes != 0) if pruned else None
+        return forms.UniformWeight(torch.from_numpy(np.array(stored.scales)), stored.bits, mask)
+    if isinstance(stored, CodebookTensor):
+        placed = np.ones(stored.shape, bool) if stored.mask is None else stored.mask
+        codes = np.zeros(stored.shape, np.int32)
+        codes[placed] = stored.codes
+        kept = None if stored.mask is None else torch.from_numpy(stored.mask)
+        return forms.SharedWeight(torch.from_numpy(codes), torch.from_numpy(np.array(stored.codebook)), kept)
+    return None

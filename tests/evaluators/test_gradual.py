@@ -1,0 +1,163 @@
+"""Pruning while training: exact in the end, and free to change its mind until then."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from paretopress.evaluators.data import DataSet, Pictures
+from paretopress.evaluators.training import gradual
+from paretopress.evaluators.training.gradual import GrowingMask, halves, prune_gradually
+from paretopress.evaluators.training.loop import Recipe, cross_entropy, train
+from paretopress.policies import forms
+from paretopress.policies.architectures import DigitsCNN
+from paretopress.policies.errors import CandidateError
+from paretopress.policies.techniques import PruneMagnitude
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+RECIPE = Recipe(epochs=3, batch_size=16, lr=0.02)
+TARGETS = {"conv2": 0.7, "fc1": 0.9, "fc2": 0.333}
+
+
+def data_of(count: int = 96) -> DataSet:
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % 10
+    images = random.normal(size=(count, 1, 8, 8)).astype(np.float32)
+    images[np.arange(count), 0, labels % 8, labels // 8] += 3
+    pictures = Pictures(images, labels)
+    return DataSet("noise", 10, pictures, pictures, pictures, None)
+
+
+DATA = data_of()
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DigitsCNN()
+
+
+def pruned(model: nn.Module, targets: dict[str, float] = TARGETS, recipe: Recipe = RECIPE, seed: int = 0) -> nn.Module:
+    prune_gradually(model, targets, DATA, recipe, seed=seed, loss=cross_entropy(recipe))
+    return model
+
+
+def zeros(model: nn.Module, name: str) -> int:
+    return int((model.get_submodule(name).weight == 0).sum())
+
+
+@pytest.fixture
+def masks(monkeypatch) -> dict[int, list[Tensor]]:
+    """Every mask that was chosen, by the layer's number of weights."""
+    seen: dict[int, list[Tensor]] = {}
+    choose = gradual._choose
+
+    def recorded(layer: nn.Module, sparsity: float) -> None:
+        choose(layer, sparsity)
+        seen.setdefault(layer.weight.numel(), []).append(forms.mask_of(layer).clone())
+
+    monkeypatch.setattr(gradual, "_choose", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=1, batch_size=50, lr=0.02)], ids=["18 steps", "2 steps"])
+def test_the_layers_end_exactly_as_sparse_as_was_asked(recipe):
+    model = pruned(network(), recipe=recipe)
+    for name, sparsity in TARGETS.items():
+        layer = model.get_submodule(name)
+        assert zeros(model, name) == round(sparsity * layer.weight.numel())
+        assert isinstance(forms.form_of(layer), forms.MaskedWeight)
+    assert forms.form_of(model.conv1) is None
+    assert zeros(model, "conv1") == 0
+    assert not model.training
+
+
+def test_kept_are_the_largest_weights_and_they_are_stored_bit_for_bit():
+    model = pruned(network())
+    layer = model.fc1
+    stored = torch.from_numpy(np.array(forms.stored_weight(layer).decode()))
+    assert torch.equal(stored, layer.weight.detach())
+    original = layer.parametrizations.weight.original.detach().abs()
+    mask = forms.mask_of(layer)
+    assert original[mask].min() >= original[~mask].max()
+
+
+def test_zeros_stay_zero_when_training_goes_on():
+    model = pruned(network())
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in TARGETS}
+    train(model, DATA, RECIPE, seed=9)
+    for name, weight in before.items():
+        after = model.get_submodule(name).weight.detach()
+        assert (after[weight == 0] == 0).all()
+        assert not torch.equal(after, weight)
+
+
+def test_sparsity_rises_step_by_step(masks):
+    pruned(network(), {"fc1": 0.9})
+    (chosen,) = masks.values()
+    shares = [1 - float(mask.float().mean()) for mask in chosen]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.3
+    assert len(set(shares)) > 5
+    assert shares[-3:] == pytest.approx([0.9] * 3, abs=1e-4)
+
+
+def test_weights_that_turn_out_to_matter_come_back(masks):
+    pruned(network(), {"fc1": 0.9}, Recipe(epochs=3, batch_size=16, lr=0.2))
+    (chosen,) = masks.values()
+    assert sum(int((later & ~earlier).sum()) for earlier, later in pairwise(chosen)) > 20
+
+
+def test_a_masked_weight_gets_the_gradient_of_a_weight_that_is_there():
+    form = GrowingMask(torch.tensor([True, False]))
+    original = torch.tensor([2.0, 3.0], requires_grad=True)
+    weight = form(original)
+    (weight * torch.tensor([5.0, 7.0])).sum().backward()
+    assert weight.tolist() == [2.0, 0.0]
+    assert original.grad.tolist() == [5.0, 7.0]
+
+
+def test_a_layer_that_is_pruned_already_stays_as_sparse_and_exchanges_weights(masks):
+    model = network()
+    start = forms.mask_of(PruneMagnitude(0.9).apply(model.fc1, None)).clone()
+    pruned(model, {"fc1": 0.9}, Recipe(epochs=3, batch_size=16, lr=0.2))
+    (chosen,) = masks.values()
+    assert {int(mask.sum()) for mask in chosen} == {int(start.sum())}
+    assert not torch.equal(chosen[-1], start)
+
+
+def test_the_same_seed_prunes_the_same_weights():
+    one, same, other = (pruned(network(), seed=seed) for seed in (0, 0, 1))
+    states = [model.state_dict() for model in (one, same, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert any(not torch.equal(value, states[2][name]) for name, value in states[0].items())
+
+
+def test_copies_prune_apart():
+    model = network()
+    copied = copy.deepcopy(model)
+    pruned(model, {"fc1": 0.5})
+    assert zeros(copied, "fc1") == 0
+    assert forms.form_of(copied.fc1) is None
+
+
+def test_a_training_that_diverges_is_an_error():
+    with pytest.raises(CandidateError, match="diverged"):
+        pruned(network(), recipe=Recipe(epochs=2, batch_size=16, lr=1e20))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "expected"),
+    [(10, 0.6, (6, 4)), (2, 0.9, (1, 1)), (2, 0.1, (1, 1)), (10, 1.0, (9, 1)), (10, 0.01, (1, 9))],
+)
+def test_a_recipe_is_split_into_two_with_an_epoch_at_least_in_either(epochs, share, expected):
+    recipe = Recipe(epochs=epochs, lr=0.3, weight_decay=1e-4)
+    first, second = halves(recipe, share)
+    assert (first.epochs, second.epochs) == expected
+    assert (first.lr, second.lr) == (0.3, pytest.approx(0.1))
+    assert first.weight_decay == second.weight_decay == 1e-4
