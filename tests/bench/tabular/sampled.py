@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
 from paretopress.search.samplers import make_sampler
-from paretopress.search.samplers.bank_guided import KL, Guide
+from paretopress.search.samplers.bank_guided import KL, Guide, without_dominated
 from paretopress.search.solve import Table, family, sweep
 
 from .problem import OBJECTIVES, Choices, Metrics, Problem
@@ -53,7 +53,7 @@ def adaptive(problem: Problem, evaluations: int, seed: int) -> list[Visit]:
 def guide_of(problem: Problem) -> Guide:
     """What the bank-guided sampler knows before the first evaluation."""
     damage, error = problem.alone()
-    return Guide(
+    guide = Guide(
         table=problem.bank(),
         choices=tuple(problem.menus.variants.values()),
         knobs=problem.knobs(),
@@ -64,6 +64,7 @@ def guide_of(problem: Problem) -> Guide:
         reference=np.array([problem.reference[name] for name in OBJECTIVES]),
         bounds={},
     )
+    return without_dominated(guide)
 
 
 def tpe_coefficients(problem: Problem, evaluations: int, seed: int) -> list[Visit]:
