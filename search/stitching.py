@@ -160,7 +160,7 @@ class Stitching:
         measured = np.array([[k.kl, *(k.screened[name] for name in names[1:])] for k in inside], float)
         measured = measured.reshape(-1, len(names))
         past = np.array([known.chosen for known in inside], int).reshape(-1, chosen.shape[1])
-        costs = correct(self.guide.table, past, measured).predict(chosen)
+        costs = correct(self.guide.table, past, measured, self.guide.options).predict(chosen)
         costs[:, 0] = [self._stitched(record).values["kl"] for record in records]
         link = self._link()
         metrics = [

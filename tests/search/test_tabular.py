@@ -182,7 +182,7 @@ def test_frozen_table_can_be_measured_again(measurer: Measurer) -> None:
     for chosen in random_policies(problem, 3, seed=2):
         row = int(problem.rows(chosen[None])[0])
         frozen, found = problem.measure(problem.menus.choices(chosen)), measurer.measure(row)
-        assert found.kl == pytest.approx(frozen["kl"], rel=0.02, abs=1e-4)
+        assert found.kl == pytest.approx(frozen["kl"], rel=0.05, abs=1e-4)
         assert found.error_pct == pytest.approx(frozen["error_pct"], abs=0.5)  # a picture of 216
         assert found.stored_bytes == pytest.approx(frozen["stored_bytes"], rel=0.002)
 
