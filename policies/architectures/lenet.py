@@ -37,16 +37,16 @@ class LeNet5(nn.Module):
 class LeNet300100(nn.Module):
     """LeNet-300-100: 266,610 parameters at 28x28 and 10 classes (1506.02626, table 1)."""
 
-    def __init__(self, num_classes: int = 10, in_features: int = 784) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 1, side: int = 28) -> None:
         super().__init__()
         self.flatten = nn.Flatten()
-        self.fc1 = nn.Linear(in_features, 300)
+        self.fc1 = nn.Linear(in_channels * side**2, 300)
         self.relu1 = nn.ReLU()
         self.fc2 = nn.Linear(300, 100)
         self.relu2 = nn.ReLU()
         self.fc3 = nn.Linear(100, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of pictures with ``in_features`` values each."""
+        """Logits (N, num_classes) of pictures (N, in_channels, side, side)."""
         x = self.relu1(self.fc1(self.flatten(x)))
         return self.fc3(self.relu2(self.fc2(x)))

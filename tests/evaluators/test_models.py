@@ -279,3 +279,9 @@ def test_the_guard_restores_torch_and_tolerates_torchvisions_operators_only() ->
     assert _tolerant(register)("torchvision::nms")(len) is len
     with pytest.raises(RuntimeError, match="mine::op"):
         _tolerant(register)("mine::op")(len)
+
+
+@pytest.mark.parametrize("name", ["lenet300100", "lenet5"])
+def test_networks_for_grey_pictures_are_built_as_a_configuration_asks(name: str) -> None:
+    model = build_model(f"family:{name}", num_classes=10, in_channels=1)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
