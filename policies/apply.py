@@ -6,7 +6,7 @@ import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from .graph import ModelGraph, drop_channels, group_scores, input_energies
 from .plan import LayerPlan, Plan
 from .techniques import Phase, Technique
 from .techniques.hessians import SecondOrder
+from .watching import watching
 
 STATISTICS_BATCH = 64
 # Inputs that are recorded for a layer's Hessian: a few batches, fewer of them where a layer's inputs are large.
@@ -291,21 +292,14 @@ def _settle_and_record(
 def _recorded(model: nn.Module, names: list[str], many: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
     inputs: dict[str, list[Tensor]] = {}
 
-    def hook(name: str) -> Any:
-        def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            x, held = arguments[0].detach(), inputs.setdefault(name, [])
-            # Of several batches the first is the one that is sure to be full.
-            if not held or (name in many and _fits(x, held)):
-                held.append(x)
+    def record(name: str, x: Tensor) -> None:
+        held = inputs.setdefault(name, [])
+        # Of several batches the first is the one that is sure to be full.
+        if not held or (name in many and _fits(x, held)):
+            held.append(x.detach())
 
-        return record
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    try:
+    with watching({name: model.get_submodule(name) for name in names}, record):
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _fits(x: Tensor, held: list[Tensor]) -> bool:

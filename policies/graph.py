@@ -16,6 +16,7 @@ from .errors import ModelError
 from .forms import weighted_modules
 from .slicing import cut_channels
 from .techniques.base import LayerInfo
+from .watching import watching
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,14 @@ def group_scores(model: nn.Module, group: ChannelGroup, energies: Mapping[str, T
 def input_energies(model: nn.Module, calibration: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
     """Mean square (in,) of each input feature of the groups' readers, over calibration pictures (N, C, H, W)."""
     energies: dict[str, Tensor] = {}
-    handles = []
-    for name in {name for group in groups for name in group.readers}:
+    readers = {name: model.get_submodule(name) for group in groups for name in group.readers}
 
-        def record(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            features = inputs[0].transpose(0, 1) if isinstance(module, nn.Conv2d) else inputs[0].transpose(0, -1)
-            energies[name] = features.flatten(1).square().mean(1)
+    def record(name: str, inputs: Tensor) -> None:
+        features = inputs.transpose(0, 1 if isinstance(readers[name], nn.Conv2d) else -1)
+        energies[name] = features.flatten(1).square().mean(1)
 
-        handles.append(model.get_submodule(name).register_forward_pre_hook(record))
-    try:
-        with torch.no_grad():
-            model(calibration)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(readers, record), torch.no_grad():
+        model(calibration)
     return energies
 
 

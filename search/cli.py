@@ -31,6 +31,9 @@ data_app = typer.Typer(name="data", help="Data sets that configurations name.", 
 app.add_typer(data_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+ConfigFile = Annotated[Path, typer.Argument(help="A configuration file (see init and schema).", metavar="CONFIG")]
+Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a value: a.b=c. May be given more than once.")]
 Directory = Annotated[Path, typer.Argument(help="A run directory.", metavar="DIR")]
 
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -78,14 +81,7 @@ def init(
 @app.command(
     epilog="Example: `paretopress search configs/mnist_lenet5.yaml --out runs/lenet5 --set search.evaluations=200`"
 )
-def search(
-    config: Annotated[Path, typer.Argument(help="A configuration file (see init and schema).", metavar="CONFIG")],
-    out: Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value: a.b=c. May be given more than once.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def search(config: ConfigFile, out: Out = None, changes: Changes = None, as_json: Json = False) -> None:
     """Search for the front of error, size and latency under the budgets of a configuration."""
     from .api import run_search
     from .config import load_config
@@ -96,24 +92,16 @@ def search(
 
 
 @app.command(epilog="Example: `paretopress profile configs/mnist_lenet5.yaml --out runs/lenet5`")
-def profile(
-    config: Annotated[Path, typer.Argument(help="A configuration file (see init and schema).", metavar="CONFIG")],
-    out: Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value: a.b=c. May be given more than once.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def profile(config: ConfigFile, out: Out = None, changes: Changes = None, as_json: Json = False) -> None:
     """Measure every layer's variants alone and draw the sensitivity curves; a search in the same directory uses them."""
     from .api import profile as build
     from .config import load_config
     from .rundir import RunDirectory
-    from .terminal import TerminalListener
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
-    with TerminalListener(_errors) as listener:
-        found = build(loaded, directory, listener)
+    again = f"paretopress profile {config} --out {directory}"
+    found = _listened(lambda listener: build(loaded, directory, listener), again)
     page = RunDirectory(directory).sensitivity
     failed = sum(variant.failure is not None for variant in found.variants)
     summary = {
@@ -260,16 +248,22 @@ def run(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: bool) -> None:
-    from .terminal import TerminalListener, front_table
+def _listened(work: Callable[[TerminalListener], Any], again: str) -> Any:
+    """What the work gives, its progress shown; ctrl-C says by which command to go on."""
+    from .terminal import TerminalListener
 
     with TerminalListener(_errors) as listener:
         try:
-            front = work(listener)
+            return work(listener)
         except KeyboardInterrupt:
-            _errors.print(f"stopped; nothing recorded is lost. Go on by: paretopress resume {directory}")
+            _errors.print(f"stopped; nothing recorded is lost. Go on by: {again}")
             raise typer.Exit(1) from None
-    found = front.found
+
+
+def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: bool) -> None:
+    from .terminal import front_table
+
+    found = _listened(work, f"paretopress resume {directory}").found
     knee = found.knee
     summary = {
         "run": str(directory),

@@ -12,6 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .. import forms
 from ..errors import PolicyError
 from ..second_order import layer_hessian
+from ..watching import watching
 from .base import LayerInfo
 
 Rounding = Literal["nearest", "second_order"]
@@ -62,8 +63,8 @@ def layer_hessians(
         raise PolicyError(f"{technique}: second-order work needs calibration inputs of the layer, got none")
     found: dict[nn.Module, Tensor] = {}
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[layer] = _remembered(layer, inputs[0])
+    def record(layer: nn.Module, inputs: Tensor) -> None:
+        found[layer] = _remembered(layer, inputs)
 
     for layer in layers:
         if type(layer).forward not in (nn.Conv2d.forward, nn.Linear.forward):
@@ -71,13 +72,8 @@ def layer_hessians(
             raise PolicyError(
                 f"{technique}: expected a torch Conv2d or Linear, got {kind}; leave it out for this layer"
             )
-    handles = [layer.register_forward_pre_hook(record) for layer in layers]
-    try:
-        with torch.no_grad():
-            module(calibration)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching({layer: layer for layer in layers}, record), torch.no_grad():
+        module(calibration)
     return [found[layer] for layer in layers]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import forms
 from ..errors import CandidateError, PolicyError
 from ..second_order import round_with_feedback
+from ..watching import watching
 from .base import LayerCost, LayerInfo, Phase
 from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding, set_weight
 
@@ -103,20 +104,15 @@ class QuantizeUniform:
             raise PolicyError(f"{self.name}: activations int8 needs calibration inputs of the layer, got none")
         ranges: list[tuple[nn.Module, float, float]] = []
 
-        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            low, high = inputs[0].aminmax()
+        def record(layer: nn.Module, inputs: Tensor) -> None:
+            low, high = inputs.aminmax()
             ranges.append((layer, float(low), float(high)))
 
         if layers == [module]:
-            record(module, (calibration,))
+            record(module, calibration)
         else:
-            handles = [layer.register_forward_pre_hook(record) for layer in layers]
-            try:
-                with torch.no_grad():
-                    module(calibration)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            with watching({layer: layer for layer in layers}, record), torch.no_grad():
+                module(calibration)
         if not all(torch.tensor([low, high]).isfinite().all() for _, low, high in ranges):
             raise CandidateError(f"{self.name}: expected finite calibration inputs, got nan or inf; check the network")
         return ranges
