@@ -166,7 +166,9 @@ class CandidateEvaluator:
         settings = self.bench.settings
         recipe = replace(settings.recovery, batch_size=max(2, settings.recovery.batch_size >> times))
         bench = replace(self.bench, settings=replace(settings, recovery=recipe))
-        return CandidateEvaluator(bench, max(1, self._batch_size >> times))
+        smaller = CandidateEvaluator(bench, max(1, self._batch_size >> times))
+        smaller.adopt(self._files)
+        return smaller
 
     def build(self, policy: Policy, watch: Stopwatch) -> Candidate:
         """Compress, without training."""

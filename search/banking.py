@@ -21,7 +21,7 @@ from .ledger import Evaluation
 from .rundir import sha256
 from .samplers.bank_guided import Guide, without_dominated
 from .session import DENSE, Session
-from .solve import Table
+from .table import Table
 
 ORIGIN = "bank"
 LARGEST = 1e9

@@ -10,7 +10,8 @@ from ..policies.errors import SearchError
 from .banking import STORED, Built
 from .samplers.bank_guided import Guide
 from .session import DENSE, Session
-from .solve import MOST, MOST_NAMED, Infeasible, Table, within
+from .solve import MOST, MOST_NAMED, Infeasible, within
+from .table import Table
 
 UNSEEN = ("error_pct", "params")
 """What recovery will win back is not known yet, and kernels are the same for zeros as for other weights."""

@@ -20,7 +20,7 @@ from .driver import dispatching
 from .report.sensitivity import Profile, Variant, render_sensitivity
 from .samplers.bank_guided import Guide
 from .session import Session
-from .solve import undominated
+from .table import undominated
 
 CHECKED = 20
 """Random policies that sums are compared with."""

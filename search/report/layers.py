@@ -54,7 +54,7 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
         shape=" ".join([str(layer["kind"]), "×".join(map(str, shape))]).strip(),
         weights=Bar(f"{weights:,}", weights / total) if shape else Bar("not known", 0.0, False),
         what=steps_text(steps) or "untouched",
-        sparsity=_sparsity(done.get("prune_magnitude")),
+        sparsity=_sparsity(done.get("prune_magnitude") or done.get("prune_obs")),
         bits=_bits(done.get("quantize"), done.get("share")),
         rank=_rank(done, shape),
         channels=_channels(done.get("prune_channels"), shape),

@@ -30,6 +30,7 @@ _STEPS = {
     "svd_spatial": "spatial rank {rank}",
     "tucker2": "Tucker {rank_in}→{rank_out}",
     "prune_magnitude": "{sparsity} zeros",
+    "prune_obs": "{sparsity} zeros (second order)",
     "share": "k{clusters}",
     "quantize": "w{bits}{activations}",
 }

@@ -21,7 +21,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ..pareto import front as front_of
-from ..solve import Table
+from ..table import Table
 from .gain import VolumeGain, candidates, clearly_dominated, scaled
 from .surrogate import ENOUGH_FOR_LINK, Corrected, correct, distances, fit_link, fit_nearby
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import qmc
 
+from ..families import spread_multipliers, sweep
 from ..front import LOGARITHMIC
-from ..solve import Table, spread_multipliers, sweep
+from ..table import Table
 
 SOLVED = 768
 MOVES = 256

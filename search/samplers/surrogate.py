@@ -22,7 +22,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.isotonic import IsotonicRegression
 
-from ..solve import Table
+from ..table import Table
 
 SHARED_SCALE = 0.3
 UNIT_SCALES = (0.005, 0.05, 0.2, 0.5, 1.0)

@@ -10,11 +10,12 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
+from paretopress.search.families import family
 from paretopress.search.pareto import hypervolume
 from paretopress.search.samplers.bank_guided import KL, BankGuidedSampler, Guide, read_history, without_dominated
 from paretopress.search.samplers.gain import VolumeGain
 from paretopress.search.samplers.surrogate import correct, distances
-from paretopress.search.solve import Table, family
+from paretopress.search.table import Table
 
 DENSE_BYTES = 1000.0
 ERROR_A_NAT = 20.0

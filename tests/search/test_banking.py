@@ -27,7 +27,7 @@ from paretopress.search.prepare import Given
 from paretopress.search.progress import Silence
 from paretopress.search.samplers.bank_guided import Guide
 from paretopress.search.session import Session
-from paretopress.search.solve import undominated
+from paretopress.search.table import undominated
 from paretopress.tests.search.runs import few_variants, meta, rows
 
 pytestmark = pytest.mark.usefixtures("one_core")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paretopress.policies.techniques import TECHNIQUES
 from paretopress.search.pareto import hypervolume
 from paretopress.search.report import ReportData, render
 from paretopress.search.report.data import axes, chosen, keeps, misses
@@ -20,7 +21,7 @@ from paretopress.search.report.figures import front_figures, front_series
 from paretopress.search.report.layers import layer_rows
 from paretopress.search.report.progress import best_so_far, hypervolume_curve, hypervolume_curves
 from paretopress.search.report.rungs import correlations, rung_rows
-from paretopress.search.report.text import policy_lines, step_text, times_text, value_text
+from paretopress.search.report.text import _STEPS, policy_lines, step_text, times_text, value_text
 from paretopress.tests.search.report_fixture import BASELINE, make_run, with_bank
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7*7 }} & \u2028"
@@ -413,3 +414,7 @@ def test_layers_left_dense_and_budgets_out_of_reach_are_said_as_text(run: Report
     page = Page(render(replace(run, left_dense={HOSTILE: HOSTILE}, unreachable="by the bank, none fits")))
     assert "Left dense" in page.text and HOSTILE in page.text and "By the bank, none fits." in page.text
     assert "img" not in {tag for tag, _ in page.tags} and len(page.scripts) == 3
+
+
+def test_every_technique_has_words_of_its_own() -> None:
+    assert set(_STEPS) == set(TECHNIQUES)

@@ -9,16 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from paretopress.policies.errors import SearchError
-from paretopress.search.solve import (
-    Infeasible,
-    Table,
-    exact,
-    family,
-    spread_multipliers,
-    sweep,
-    undominated,
-    within,
-)
+from paretopress.search.families import family, spread_multipliers, sweep
+from paretopress.search.solve import Infeasible, exact, within
+from paretopress.search.table import Table, undominated
 from scipy.optimize import linprog
 
 NAMES = ("kl", "stored_bytes", "latency_ratio")

@@ -14,8 +14,8 @@ from paretopress.search.records import TrialRecord
 from paretopress.search.samplers.bank_guided import KL, Guide
 from paretopress.search.screening import Screening
 from paretopress.search.session import Session
-from paretopress.search.solve import Table
 from paretopress.search.stitching import HOPELESS_FACTOR, EveryOne, Stitching
+from paretopress.search.table import Table
 
 PICTURES = 512.0
 OPTIONS = 6

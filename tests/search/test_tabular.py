@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from paretopress.search.families import family
 from paretopress.search.pareto import front, hypervolume
-from paretopress.search.solve import family
 from paretopress.tests.bench.tabular import chain, judge, methods, page, run, summary
 from paretopress.tests.bench.tabular.digits import load_digits
 from paretopress.tests.bench.tabular.make_table import Measurer, frozen_weights, make_measurer

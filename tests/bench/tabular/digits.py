@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from paretopress.search.solve import Table
+from paretopress.search.table import Table
 from paretopress.spaces.layerwise import KNOBS, Menu
 
 from .judge import undominated

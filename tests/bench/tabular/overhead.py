@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from paretopress.policies.policy import Policy
+from paretopress.search.families import family, sweep
 from paretopress.search.records import TrialRecord
-from paretopress.search.solve import family, sweep, within
+from paretopress.search.solve import within
 from paretopress.search.study import Outcome, Study
 from paretopress.spaces.base import SuggestTrial
 

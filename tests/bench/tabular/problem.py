@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 from paretopress.search.front import scaled_values
-from paretopress.search.solve import Table
+from paretopress.search.table import Table
 
 OBJECTIVES = ("error_pct", "stored_bytes", "latency_ratio")
 BANK_OBJECTIVES = ("kl", "stored_bytes", "latency_ratio")

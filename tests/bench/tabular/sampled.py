@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
+from paretopress.search.families import family, sweep
 from paretopress.search.samplers import make_sampler
 from paretopress.search.samplers.bank_guided import KL, Guide, without_dominated
-from paretopress.search.solve import Table, family, sweep
+from paretopress.search.table import Table
 
 from .problem import OBJECTIVES, Choices, Metrics, Problem
 from .recorder import Recorder, Visit

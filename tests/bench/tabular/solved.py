@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from paretopress.search.solve import Table, family
+from paretopress.search.families import family
+from paretopress.search.table import Table
 
 from .problem import Menus, Problem
 from .recorder import Recorder, Visit

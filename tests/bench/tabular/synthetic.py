@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from paretopress.search.solve import Table
+from paretopress.search.table import Table
 
 from .judge import undominated
 from .problem import BANK_OBJECTIVES, OBJECTIVES, Choices, Menus, Metrics, scaled
