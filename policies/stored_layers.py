@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,13 @@ from . import forms
 from .coding.press import decode, encode
 from .coding.tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
 from .errors import FormatError
+
+FORMS: Mapping[type[StoredTensor], Callable[[Any, bool], nn.Module]] = {
+    SparseTensor: forms.MaskedWeight.of_stored,
+    CodebookTensor: forms.SharedWeight.of_stored,
+    UniformTensor: forms.UniformWeight.of_stored,
+}
+"""The form of a weight that is stored so, from the tensor and whether the layer was pruned; the others are ordinary."""
 
 
 def write_layer(module: nn.Module) -> bytes:
@@ -53,21 +61,6 @@ def read_layer(data: bytes, into: nn.Module, pruned: bool) -> None:
 def _set_weight(layer: nn.Module, stored: StoredTensor, pruned: bool) -> None:
     forms.drop_form(layer)
     layer.weight = nn.Parameter(torch.from_numpy(np.array(stored.decode())))
-    form = _form(stored, pruned)
-    if form is not None:
-        forms.set_form(layer, form)
-
-
-def _form(stored: StoredTensor, pruned: bool) -> nn.Module | None:
-    if isinstance(stored, SparseTensor):
-        return forms.MaskedWeight(torch.from_numpy(stored.mask))
-    if isinstance(stored, UniformTensor):
-        mask = torch.from_numpy(stored.codes != 0) if pruned else None
-        return forms.UniformWeight(torch.from_numpy(np.array(stored.scales)), stored.bits, mask)
-    if isinstance(stored, CodebookTensor):
-        placed = np.ones(stored.shape, bool) if stored.mask is None else stored.mask
-        codes = np.zeros(stored.shape, np.int32)
-        codes[placed] = stored.codes
-        kept = None if stored.mask is None else torch.from_numpy(stored.mask)
-        return forms.SharedWeight(torch.from_numpy(codes), torch.from_numpy(np.array(stored.codebook)), kept)
-    return None
+    rebuild = FORMS.get(type(stored))
+    if rebuild is not None:
+        forms.set_form(layer, rebuild(stored, pruned))

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError, ModelError
-from .floats import DTYPES
+from . import kinds
+from .entries import Entry
 from .stream import Reader, Writer
 from .symbols import LARGEST, read_ints, write_ints
-from .tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+from .tensors import StoredTensor
 
-MAGIC, VERSION = b"PP", 1
+MAGIC = b"PP"
 OVERHEAD = len(MAGIC) + 1 + 4
 
-DENSE, SPARSE, SHARED, SPARSE_SHARED, UNIFORM = range(5)
-"""Forms, as a file names them; ``SHARED`` has no mask."""
-
-_CODES = tuple(np.dtype(name) for name in ("int32", "uint8", "int64", "int8", "int16", "uint16", "uint32", "uint64"))
 _DIMENSIONS = 32
 _TEXT_LIMIT = 1 << 22
 _WORDS = (
@@ -49,48 +45,13 @@ def element_limit(size_bytes: int) -> int:
     return min((1 << 22) + 2048 * size_bytes, LARGEST)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What a file says of a tensor before its values.
-
-    Parameters
-    ----------
-    name, form, shape
-        ``form`` is one of the constants above.
-    dtype
-        Of the values (dense) or of the codes (codebook); ``None`` for the others.
-    bits
-        Width of a code; uniform tensors only.
-    table
-        Number of shared values or of scales.
-    """
-
-    name: str
-    form: int
-    shape: tuple[int, ...]
-    dtype: np.dtype | None = None
-    bits: int = 0
-    table: int = 0
-
-    @property
-    def count(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """(rows, columns) of the tensor as a matrix: output channels and the rest; a vector is one row."""
-        if len(self.shape) < 2 or not self.count:
-            return 1, self.count
-        return self.shape[0], self.count // self.shape[0]
-
-
-def frame(body: bytes) -> bytes:
+def frame(body: bytes, version: int = 1) -> bytes:
     """Put magic, version and CRC-32 before the coded stream."""
-    return MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
+    return MAGIC + bytes([version]) + zlib.crc32(body).to_bytes(4, "little") + body
 
 
-def unframe(data: bytes) -> bytes:
-    """The coded stream.
+def unframe(data: bytes) -> tuple[bytes, int]:
+    """The coded stream and the version.
 
     Raises
     ------
@@ -99,12 +60,14 @@ def unframe(data: bytes) -> bytes:
     """
     if len(data) < OVERHEAD or data[: len(MAGIC)] != MAGIC:
         raise FormatError(f"not a paretopress file: expected {MAGIC!r} and at least {OVERHEAD} bytes, got {data[:2]!r}")
-    if data[len(MAGIC)] != VERSION:
-        raise FormatError(f"format version {data[len(MAGIC)]}, expected {VERSION}; read it with a later paretopress")
+    version, latest = data[len(MAGIC)], kinds.latest_version()
+    if not 1 <= version <= latest:
+        expected = "expected 1" if latest == 1 else f"expected 1 to {latest}"
+        raise FormatError(f"format version {version}, {expected}; read it with a later paretopress")
     body = data[OVERHEAD:]
     if zlib.crc32(body) != int.from_bytes(data[OVERHEAD - 4 : OVERHEAD], "little"):
         raise FormatError("the checksum does not match; the file is truncated or damaged, get it again")
-    return body
+    return body, version
 
 
 def entry_of(name: str, tensor: StoredTensor) -> Entry:
@@ -115,46 +78,16 @@ def entry_of(name: str, tensor: StoredTensor) -> Entry:
     ModelError
         Where the tensor does not keep what ``tensors.py`` promises.
     """
-    match tensor:
-        case DenseTensor():
-            entry = Entry(name, DENSE, tensor.values.shape, tensor.values.dtype)
-            allowed = tensor.values.dtype in DTYPES
-        case SparseTensor():
-            entry = Entry(name, SPARSE, tensor.mask.shape)
-            allowed = _is_mask(tensor.mask, tensor.values) and _is_vector(tensor.values)
-        case UniformTensor():
-            entry = Entry(name, UNIFORM, tensor.codes.shape, None, int(tensor.bits), len(np.atleast_1d(tensor.scales)))
-            allowed = tensor.codes.dtype == np.int8 and _is_vector(tensor.scales) and 0 <= tensor.bits < 256
-        case CodebookTensor():
-            form = SHARED if tensor.mask is None else SPARSE_SHARED
-            entry = Entry(name, form, tuple(tensor.shape), tensor.codes.dtype, 0, len(np.atleast_1d(tensor.codebook)))
-            allowed = _is_codebook(tensor)
-        case _:
-            raise ModelError(f"tensor {name!r}: expected a stored form, got {type(tensor).__name__}")
-    if not allowed or len(entry.shape) > _DIMENSIONS:
+    form = kinds.number_of(tensor)
+    if form is None:
+        raise ModelError(f"tensor {name!r}: expected a stored form, got {type(tensor).__name__}")
+    kind = kinds.KINDS[form]
+    entry = kind.describe(name, form, tensor)
+    if not kind.is_valid(tensor) or len(entry.shape) > _DIMENSIONS:
         raise ModelError(
             f"tensor {name!r}: shapes, types or codes are not those of a {type(tensor).__name__}; build it anew"
         )
     return entry
-
-
-def _is_vector(values: np.ndarray) -> bool:
-    return values.dtype == np.float32 and values.ndim == 1
-
-
-def _is_mask(mask: np.ndarray, kept: np.ndarray) -> bool:
-    return mask.dtype == np.bool_ and kept.shape == (np.count_nonzero(mask),)
-
-
-def _is_codebook(tensor: CodebookTensor) -> bool:
-    codes, mask = tensor.codes, tensor.mask
-    if codes.dtype not in _CODES or not _is_vector(tensor.codebook):
-        return False
-    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < len(tensor.codebook):
-        return False
-    if mask is None:
-        return codes.shape == (prod(tensor.shape),)
-    return mask.shape == tuple(tensor.shape) and _is_mask(mask, codes)
 
 
 def write_header(writer: Writer, entries: list[Entry], metadata: Mapping[str, Any]) -> None:
@@ -166,21 +99,19 @@ def write_header(writer: Writer, entries: list[Entry], metadata: Mapping[str, An
         Where names or metadata are no JSON or too long.
     """
     _write_text(writer, [dict(metadata), *(entry.name for entry in entries)])
+    of = kinds.KINDS
     forms = np.array([entry.form for entry in entries], np.int64)
-    write_ints(writer, forms, UNIFORM)
+    write_ints(writer, forms, kinds.top_form(kinds.version_of(entries)))
     write_ints(writer, np.array([len(entry.shape) for entry in entries], np.int64), _DIMENSIONS)
     write_ints(writer, np.array([size for entry in entries for size in entry.shape], np.int64))
-    kinds = [DTYPES.index(entry.dtype) for entry in entries if entry.form == DENSE and entry.dtype is not None]
-    write_ints(writer, np.array(kinds, np.int64), len(DTYPES) - 1)
-    shared = [entry for entry in entries if entry.form in (SHARED, SPARSE_SHARED) and entry.dtype is not None]
-    write_ints(
-        writer, np.array([_CODES.index(entry.dtype) for entry in shared if entry.dtype], np.int64), len(_CODES) - 1
-    )
-    write_ints(writer, np.array([entry.bits for entry in entries if entry.form == UNIFORM], np.int64), 255)
-    write_ints(writer, np.array([entry.table for entry in entries if entry.form >= SHARED], np.int64))
+    for types in kinds.TYPE_COLUMNS:
+        typed = [entry.dtype for entry in entries if of[entry.form].types is types]
+        write_ints(writer, np.array([types.index(t) for t in typed if t is not None], np.int64), len(types) - 1)
+    write_ints(writer, np.array([entry.bits for entry in entries if of[entry.form].has_bits], np.int64), 255)
+    write_ints(writer, np.array([entry.table for entry in entries if of[entry.form].table is not None], np.int64))
 
 
-def read_header(reader: Reader, size_bytes: int) -> tuple[list[Entry], dict[str, Any]]:
+def read_header(reader: Reader, size_bytes: int, version: int) -> tuple[list[Entry], dict[str, Any]]:
     """Entries and metadata of a file of so many bytes.
 
     Raises
@@ -190,23 +121,26 @@ def read_header(reader: Reader, size_bytes: int) -> tuple[list[Entry], dict[str,
     """
     metadata, names = _read_text(reader, size_bytes)
     count = len(names)
-    forms = read_ints(reader, count, UNIFORM).tolist()
+    forms = read_ints(reader, count, kinds.top_form(version)).tolist()
+    if forms and max(forms) >= len(kinds.KINDS):
+        raise FormatError(f"a tensor has form {max(forms)}, not known here; read it with a later paretopress")
     depths = read_ints(reader, count, _DIMENSIONS).tolist()
     if sum(depths) > element_limit(size_bytes):
         raise FormatError(f"{size_bytes} bytes declare {sum(depths)} dimensions; the file is damaged")
     sizes = iter(read_ints(reader, sum(depths)).tolist())
     shapes = [tuple(next(sizes) for _ in range(depth)) for depth in depths]
-    kinds = iter(read_ints(reader, forms.count(DENSE), len(DTYPES) - 1).tolist())
-    codes = iter(read_ints(reader, forms.count(SHARED) + forms.count(SPARSE_SHARED), len(_CODES) - 1).tolist())
-    bits = iter(read_ints(reader, forms.count(UNIFORM), 255).tolist())
-    tables = iter(read_ints(reader, sum(form >= SHARED for form in forms)).tolist())
+    of = [kinds.KINDS[form] for form in forms]
+    columns = {}
+    for types in kinds.TYPE_COLUMNS:
+        typed = sum(kind.types is types for kind in of)
+        columns[types] = iter(read_ints(reader, typed, len(types) - 1).tolist())
+    bits = iter(read_ints(reader, sum(kind.has_bits for kind in of), 255).tolist())
+    tables = iter(read_ints(reader, sum(kind.table is not None for kind in of)).tolist())
     entries = []
-    for name, form, shape in zip(names, forms, shapes):
-        dtype = (
-            DTYPES[next(kinds)] if form == DENSE else _CODES[next(codes)] if form in (SHARED, SPARSE_SHARED) else None
-        )
-        width = next(bits) if form == UNIFORM else 0
-        entries.append(Entry(name, form, shape, dtype, width, next(tables) if form >= SHARED else 0))
+    for name, form, shape, kind in zip(names, forms, shapes, of):
+        dtype = None if kind.types is None else kind.types[next(columns[kind.types])]
+        width = next(bits) if kind.has_bits else 0
+        entries.append(Entry(name, form, shape, dtype, width, 0 if kind.table is None else next(tables)))
     declared = elements(entries)
     if declared > element_limit(size_bytes):
         raise FormatError(

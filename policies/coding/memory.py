@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
-from .container import Entry
-from .payloads import write_tensor
+from . import kinds
+from .entries import Entry
+from .kinds import write_tensor
 from .stream import Writer
-from .tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+from .tensors import StoredTensor
 
 
 class CodingMemory:
@@ -27,7 +28,7 @@ class CodingMemory:
 
     def write(self, writer: Writer, entry: Entry, tensor: StoredTensor) -> None:
         """Write what ``write_tensor`` does."""
-        if isinstance(tensor, DenseTensor):
+        if kinds.KINDS[entry.form].write is None:
             return
         key = _digest(entry, tensor)
         if key not in self._written:
@@ -43,17 +44,9 @@ class CodingMemory:
 
 def _digest(entry: Entry, tensor: StoredTensor) -> bytes:
     """Of all that the tensor's symbols depend on."""
-    found = hashlib.blake2b(repr((entry.form, entry.matrix, entry.table)).encode(), digest_size=16)
-    match tensor:
-        case SparseTensor():
-            arrays = [tensor.mask, tensor.values]
-        case UniformTensor():
-            arrays = [tensor.codes]
-        case CodebookTensor():
-            arrays = [tensor.codes] if tensor.mask is None else [tensor.codes, tensor.mask]
-        case DenseTensor():
-            arrays = [tensor.values]
-    for array in arrays:
+    described = repr((entry.form, entry.shape, str(entry.dtype), entry.bits, entry.table))
+    found = hashlib.blake2b(described.encode(), digest_size=16)
+    for array in kinds.KINDS[entry.form].arrays(tensor):
         found.update(f"{array.dtype}{array.shape}".encode())
         found.update(array.tobytes())
     return found.digest()

@@ -5,29 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import FormatError
-from .container import SHARED, Entry
+from .entries import Entry
 from .floats import read_floats, write_floats
 from .grid import Grid
 from .positions import read_grouped, read_mask, write_grouped, write_mask
 from .stream import Reader, Writer
 from .symbols import read_ints, write_ints
-from .tensors import CodebookTensor, SparseTensor, StoredTensor, UniformTensor
+from .tensors import CodebookTensor, SparseTensor, UniformTensor
 
 
-def write_tensor(writer: Writer, entry: Entry, tensor: StoredTensor) -> None:
-    """Write what is left of a tensor that is not empty; nothing of a dense one, which stands in a pool."""
-    match tensor:
-        case SparseTensor():
-            write_mask(writer, tensor.mask.reshape(entry.matrix))
-            write_floats(writer, tensor.values)
-        case UniformTensor():
-            _write_uniform(writer, tensor.codes.reshape(entry.matrix))
-        case CodebookTensor():
-            if tensor.mask is not None:
-                mask = tensor.mask.reshape(entry.matrix)
-                write_grouped(writer, tensor.codes, entry.table - 1, mask, write_mask(writer, mask))
-            else:
-                _write_shared(writer, tensor.codes.reshape(entry.matrix), entry.table - 1)
+def write_sparse(writer: Writer, entry: Entry, tensor: SparseTensor) -> None:
+    """The mask and the values."""
+    write_mask(writer, tensor.mask.reshape(entry.matrix))
+    write_floats(writer, tensor.values)
+
+
+def write_codebook(writer: Writer, entry: Entry, tensor: CodebookTensor) -> None:
+    """The mask, if there is one, and the codes."""
+    if tensor.mask is None:
+        _write_shared(writer, tensor.codes.reshape(entry.matrix), entry.table - 1)
+        return
+    mask = tensor.mask.reshape(entry.matrix)
+    write_grouped(writer, tensor.codes, entry.table - 1, mask, write_mask(writer, mask))
 
 
 def _write_shared(writer: Writer, codes: np.ndarray, top: int) -> None:
@@ -50,7 +49,9 @@ def _write_shared(writer: Writer, codes: np.ndarray, top: int) -> None:
     write_grouped(writer, rest - (rest > common), top - 1, mask, grid)
 
 
-def _write_uniform(writer: Writer, codes: np.ndarray) -> None:
+def write_uniform(writer: Writer, entry: Entry, tensor: UniformTensor) -> None:
+    """The codes: where they are not 0, their magnitudes, their signs."""
+    codes = tensor.codes.reshape(entry.matrix)
     size = np.abs(codes.astype(np.int16))
     top = int(size.max())
     writer.number(top)
@@ -71,8 +72,8 @@ def _read_positions(reader: Reader, entry: Entry) -> tuple[np.ndarray, Grid | No
         return read_mask(reader, *entry.matrix)
 
 
-def read_sparse(reader: Reader, entry: Entry) -> SparseTensor:
-    """The mask and the values."""
+def read_sparse(reader: Reader, entry: Entry, table: np.ndarray) -> SparseTensor:
+    """The mask and the values; the table is empty."""
     mask, _ = _read_positions(reader, entry)
     return SparseTensor(mask.reshape(entry.shape), read_floats(reader, int(np.count_nonzero(mask))))
 
@@ -91,16 +92,21 @@ def read_uniform(reader: Reader, entry: Entry, scales: np.ndarray) -> UniformTen
     return UniformTensor(codes.astype(np.int8).reshape(entry.shape), scales, entry.bits)
 
 
-def read_codebook(reader: Reader, entry: Entry, codebook: np.ndarray) -> CodebookTensor:
-    """The mask, if there is one, and the codes, with the codebook that was read before."""
-    if entry.form == SHARED:
-        mask, codes = None, _read_shared(reader, entry)
-    else:
-        matrix, grid = _read_positions(reader, entry)
-        mask = matrix.reshape(entry.shape)
-        if mask.any() and not entry.table:
-            raise FormatError(f"tensor {entry.name!r} has codes but no codebook; the file is damaged")
-        codes = read_grouped(reader, entry.table - 1, matrix, grid)
+def read_shared(reader: Reader, entry: Entry, codebook: np.ndarray) -> CodebookTensor:
+    """The codes, with the codebook that was read before."""
+    return _codebook(entry, None, _read_shared(reader, entry), codebook)
+
+
+def read_masked(reader: Reader, entry: Entry, codebook: np.ndarray) -> CodebookTensor:
+    """The mask and the codes, with the codebook that was read before."""
+    matrix, grid = _read_positions(reader, entry)
+    if matrix.any() and not entry.table:
+        raise FormatError(f"tensor {entry.name!r} has codes but no codebook; the file is damaged")
+    codes = read_grouped(reader, entry.table - 1, matrix, grid)
+    return _codebook(entry, matrix.reshape(entry.shape), codes, codebook)
+
+
+def _codebook(entry: Entry, mask: np.ndarray | None, codes: np.ndarray, codebook: np.ndarray) -> CodebookTensor:
     assert entry.dtype is not None
     if len(codes) and int(codes.max()) > np.iinfo(entry.dtype).max:
         raise FormatError(f"tensor {entry.name!r} has codes that do not fit {entry.dtype}; the file is damaged")

@@ -1,10 +1,10 @@
-"""Tensors in as few bytes as we can, and back, bit for bit: the format's layout, version 1.
+"""Tensors in as few bytes as we can, and back, bit for bit: the format's layout, versions 1 and 2.
 
 A decoder needs numpy and constriction only. All numbers are little-endian.
 
 ::
 
-    file     = magic "PP", version 1 (1 byte), CRC-32 of the stream (4 bytes), stream
+    file     = magic "PP", version 1 or 2 (1 byte), CRC-32 of the stream (4 bytes), stream
     stream   = 32-bit words of one ANS coder (constriction ``AnsCoder``), zero bytes at the end left off
     content  = text, columns, codebooks, scales, dense pools, then each tensor that is not dense and not empty
 
@@ -17,7 +17,8 @@ weights; where there is a single weight nothing is read. ``number``, ``ints`` an
 
     text     = choice(2) deflated, number of bytes, bytes by uniform(256)
                JSON [metadata, name, name, ...]; deflated: raw deflate with the dictionary in ``container.py``
-    columns  = ints(top 4) form of each tensor: 0 dense, 1 sparse, 2 codebook, 3 codebook with mask, 4 uniform
+    columns  = ints(top 4; 255 in version 2) form of each tensor: 0 dense, 1 sparse, 2 codebook, 3 codebook with mask,
+               4 uniform; the others (version 2) as their rows in ``kinds.py`` say
                ints(top 32) dimensions of each; ints all sizes, tensor after tensor
                ints(top 11) type of each dense tensor (``floats.DTYPES``); ints(top 7) type of each codebook's codes
                ints(top 255) bits of each uniform tensor; ints length of each codebook and scales
@@ -69,27 +70,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
-from .container import (
-    DENSE,
-    SHARED,
-    SPARSE,
-    SPARSE_SHARED,
-    UNIFORM,
-    Entry,
-    element_limit,
-    elements,
-    entry_of,
-    frame,
-    read_header,
-    unframe,
-    write_header,
-)
+from . import kinds
+from .container import element_limit, elements, entry_of, frame, read_header, unframe, write_header
+from .entries import Entry
 from .floats import read_array, read_floats, write_array, write_floats
 from .memory import CodingMemory
-from .payloads import read_codebook, read_sparse, read_uniform, write_tensor
 from .stream import PARTS, Reader, Writer
-from .tensors import CodebookTensor, DenseTensor, StoredTensor, UniformTensor
+from .tensors import DenseTensor, StoredTensor
 
+_NOTHING = np.zeros(0, np.float32)
 _POOLED = 4096
 """Dense tensors of at most so many elements share their probability tables with those of the same type and last name."""
 
@@ -130,16 +119,17 @@ def encode(
     writer = Writer()
     write_header(writer, entries, metadata)
     stored = list(tensors.values())
-    write_floats(writer, _joined([x.codebook for x in stored if isinstance(x, CodebookTensor)]))
-    write_floats(writer, _joined([x.scales for x in stored if isinstance(x, UniformTensor)]))
+    for table in kinds.TABLES:
+        of = [(kinds.KINDS[entry.form], tensor) for entry, tensor in zip(entries, stored)]
+        write_floats(writer, _joined([kind.values(tensor) for kind, tensor in of if kind.table == table]))
     for pool in _pools(entries):
         write_array(writer, np.concatenate([tensors[entry.name].decode().ravel() for entry in pool]))
     for entry, tensor in zip(entries, stored):
         if entry.count and memory is not None:
             memory.write(writer, entry, tensor)
         elif entry.count:
-            write_tensor(writer, entry, tensor)
-    data = frame(writer.bytes())
+            kinds.write_tensor(writer, entry, tensor)
+    data = frame(writer.bytes(), kinds.version_of(entries))
     if elements(entries) > element_limit(len(data)):
         raise ModelError(
             f"{elements(entries)} elements in {len(data)} bytes: a file may declare {element_limit(len(data))}"
@@ -177,14 +167,14 @@ def breakdown(data: bytes) -> dict[str, int]:
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+    return np.concatenate(arrays) if arrays else _NOTHING
 
 
 def _pools(entries: list[Entry]) -> list[list[Entry]]:
     """Dense tensors in groups that are coded together."""
     pools: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
-        if entry.form == DENSE:
+        if kinds.KINDS[entry.form].write is None:
             key = (entry.dtype, entry.name.rpartition(".")[2]) if entry.count <= _POOLED else (entry.name, None, None)
             pools.setdefault(key, []).append(entry)
     return list(pools.values())
@@ -192,11 +182,13 @@ def _pools(entries: list[Entry]) -> list[list[Entry]]:
 
 def _read(data: bytes) -> tuple[PressFile, dict[str, int]]:
     """What the file holds, and the bits of each part."""
-    reader = Reader(unframe(data))
-    entries, metadata = read_header(reader, len(data))
+    body, version = unframe(data)
+    reader = Reader(body)
+    entries, metadata = read_header(reader, len(data), version)
+    tables: dict[str, np.ndarray] = {}
     with reader.part("codebooks"):
-        codebooks = _read_tables(reader, [entry for entry in entries if entry.form in (SHARED, SPARSE_SHARED)])
-        scales = _read_tables(reader, [entry for entry in entries if entry.form == UNIFORM])
+        for table in kinds.TABLES:
+            tables |= _read_tables(reader, [entry for entry in entries if kinds.KINDS[entry.form].table == table])
     tensors: dict[str, StoredTensor] = {}
     with reader.part("weights"):
         for pool in _pools(entries):
@@ -204,12 +196,9 @@ def _read(data: bytes) -> tuple[PressFile, dict[str, int]]:
             parts = np.split(values, np.cumsum([entry.count for entry in pool])[:-1])
             tensors |= {entry.name: DenseTensor(part.reshape(entry.shape).copy()) for entry, part in zip(pool, parts)}
         for entry in entries:
-            if entry.form == SPARSE:
-                tensors[entry.name] = read_sparse(reader, entry)
-            elif entry.form == UNIFORM:
-                tensors[entry.name] = read_uniform(reader, entry, scales[entry.name])
-            elif entry.form != DENSE:
-                tensors[entry.name] = read_codebook(reader, entry, codebooks[entry.name])
+            read = kinds.KINDS[entry.form].read
+            if read is not None:
+                tensors[entry.name] = read(reader, entry, tables.get(entry.name, _NOTHING))
     reader.finish()
     return PressFile({entry.name: tensors[entry.name] for entry in entries}, metadata), reader.bits
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zlib
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 
@@ -13,9 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from paretopress.policies.coding.container import DENSE, SHARED, SPARSE, UNIFORM, Entry, frame, write_header
+from paretopress.policies.coding import kinds
+from paretopress.policies.coding.container import frame, write_header
+from paretopress.policies.coding.entries import Entry
+from paretopress.policies.coding.memory import CodingMemory
 from paretopress.policies.coding.press import breakdown, decode, encode
 from paretopress.policies.coding.stream import Writer
+from paretopress.policies.coding.symbols import read_ints, write_ints
 from paretopress.policies.coding.tensors import (
     CodebookTensor,
     DenseTensor,
@@ -288,7 +293,7 @@ def test_decoding_needs_numpy_and_constriction_only(tmp_path: object) -> None:
 import sys
 for name in ("torch", "torchvision", "onnx", "onnxruntime", "scipy", "sklearn", "optuna", "ray", "pydantic", "yaml", "timm"):
     sys.modules[name] = None
-from paretopress.policies.coding.container import DENSE, SHARED, SPARSE, UNIFORM, Entry, frame, write_header
+from paretopress.policies.coding.memory import CodingMemory
 from paretopress.policies.coding.press import decode
 file = decode(sys.stdin.buffer.read())
 print(file.metadata["name"], *(tensor.decode().size for tensor in file.tensors.values()))
@@ -354,7 +359,7 @@ def test_any_bytes_are_refused_or_read(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1 << 15, 1 << 15), (0, 1 << 30, 1 << 30), (2**31 - 1,) * 9])
-@pytest.mark.parametrize("form", [DENSE, SPARSE, SHARED, UNIFORM])
+@pytest.mark.parametrize("form", range(5))
 def test_a_few_bytes_cannot_ask_for_much_memory(shape: tuple[int, ...], form: int) -> None:
     writer = Writer()
     write_header(writer, [Entry("w", form, shape, np.dtype("int32"), 8, 1)], {})
@@ -366,6 +371,38 @@ def test_a_file_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.
     monkeypatch.setattr("paretopress.policies.coding.press.element_limit", lambda size_bytes: 999)
     with pytest.raises(ModelError, match="1000 elements"):
         encode({"w": DenseTensor(np.zeros(1000, np.float32))}, {})
+
+
+def test_a_kind_is_added_by_a_row_and_files_without_it_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Halves:
+        """Multiples of a half."""
+
+        doubled: np.ndarray
+
+        def decode(self) -> np.ndarray:
+            return (self.doubled / 2).astype(np.float32)
+
+    halves = kinds.Kind(
+        takes=lambda x: isinstance(x, Halves),
+        describe=lambda name, form, x: Entry(name, form, x.doubled.shape),
+        is_valid=lambda x: x.doubled.dtype == np.int64,
+        write=lambda writer, entry, x: write_ints(writer, x.doubled.ravel()),
+        read=lambda reader, entry, _: Halves(read_ints(reader, entry.count).reshape(entry.shape)),
+        arrays=lambda x: [x.doubled],
+    )
+    before = example_bytes()
+    monkeypatch.setattr(kinds, "KINDS", (*kinds.KINDS, halves))
+    assert example_bytes() == before
+    tensors = {**example(), "halves": Halves(np.arange(6).reshape(2, 3)), "none": Halves(np.zeros((0, 3), np.int64))}
+    data, memory = encode(tensors, {}), CodingMemory()
+    assert [encode(tensors, {}, memory) for _ in range(2)] == [data, data]
+    again = decode(data).tensors
+    assert list(again) == list(tensors)
+    assert all(np.array_equal(again[name].decode(), tensors[name].decode(), equal_nan=True) for name in tensors)
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match="version 2, expected 1"):
+        decode(data)
 
 
 def test_a_later_version_and_foreign_files_are_named() -> None:

@@ -1,0 +1,48 @@
+"""Weights that keep their structure while they train: pruned, shared or uniformly quantized; see ``base``.
+
+To add a form: its file with ``stored`` and ``of_stored``, its line here, and a row in ``stored_layers.FORMS``; where none of
+the tensors in ``coding.tensors`` holds it, one there and a row in ``coding.kinds.KINDS``.
+"""
+
+from .base import (
+    WEIGHTED,
+    Form,
+    as_numpy,
+    drop_form,
+    form_of,
+    mask_of,
+    masked,
+    per_channel,
+    plain,
+    round_through,
+    set_form,
+    stored_weight,
+    weighted_modules,
+)
+from .input_range import INPUT_RANGE, drop_input_range, is_input_quantized, set_input_range
+from .masked import MaskedWeight
+from .shared import SharedWeight
+from .uniform import UniformWeight
+
+__all__ = [
+    "INPUT_RANGE",
+    "WEIGHTED",
+    "Form",
+    "MaskedWeight",
+    "SharedWeight",
+    "UniformWeight",
+    "as_numpy",
+    "drop_form",
+    "drop_input_range",
+    "form_of",
+    "is_input_quantized",
+    "mask_of",
+    "masked",
+    "per_channel",
+    "plain",
+    "round_through",
+    "set_form",
+    "set_input_range",
+    "stored_weight",
+    "weighted_modules",
+]
