@@ -33,7 +33,7 @@ from ..policies.plan import Plan
 from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
 from ..policies.stored_layers import read_layer
-from ..policies.techniques import Phase, Technique
+from ..policies.techniques import Calibration, Phase, Technique
 from ..policies.techniques.hessians import hessian_reason
 from .observe import Observations, as_channels
 
@@ -150,7 +150,7 @@ class Bank:
         self._modules = dict(model.named_modules())
         self._slots = _slots_by_module(graph)
         self._variants: _Recent[Variant] = _Recent(KEPT_VARIANT_BYTES)
-        self._stages: _Recent[tuple[nn.Module, Tensor]] = _Recent(KEPT_STAGE_BYTES)
+        self._stages: _Recent[tuple[nn.Module, Calibration]] = _Recent(KEPT_STAGE_BYTES)
         self._failures: dict[Key, str] = {}
         self._files: Mapping[str, bytes] = {}
         self._others: dict[tuple[str, Cuts], nn.Module] = {}
@@ -245,11 +245,11 @@ class Bank:
     def _make(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
         dense, out = self._modules[name], self._lost(name, "out", cuts)
         digest = _digest(name, cuts, techniques)
-        module, inputs = self._read(digest, name, cuts, techniques) or self._stage(name, cuts, techniques)
+        module, seen = self._read(digest, name, cuts, techniques) or self._stage(name, cuts, techniques)
         plain = forms.plain(module)
         kept = [i for i in range(self._channels(name)) if i not in out]
         with torch.no_grad():
-            new, old = as_channels(dense, plain(inputs)), self._seen.outputs(name)[kept]
+            new, old = as_channels(dense, plain(seen.inputs)), self._seen.outputs(name)[kept]
         error, energy = (new - old).square().mean(1), old.square().mean(1)
         norm = self._norms.get(name)
         return Variant(
@@ -264,23 +264,23 @@ class Bank:
 
     def _read(
         self, digest: str, name: str, cuts: Cuts, techniques: tuple[Technique, ...]
-    ) -> tuple[nn.Module, Tensor] | None:
+    ) -> tuple[nn.Module, Calibration] | None:
         """The layer from its file, and its inputs; ``None`` where there is none or it does not fit."""
         data = self._files.get(digest)
         if data is None:
             return None
-        module, inputs = self._cut_layer(name, cuts)
+        module, seen = self._cut_layer(name, cuts)
         # Factors have shapes of their own, which only making them tells.
         for technique in techniques:
             if technique.phase <= Phase.FACTORIZE:
-                module = _carry_out(technique, name, module, inputs)
+                module = _carry_out(technique, name, module, self._asked(name, cuts, technique, seen))
         try:
             read_layer(data, module, pruned=any(technique.phase == Phase.PRUNE for technique in techniques))
         except FormatError:
             return None
-        return module, inputs
+        return module, seen
 
-    def _stage(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Tensor]:
+    def _stage(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Calibration]:
         """The layer after these techniques, and its inputs; what came before the last one is kept for its other variants."""
         if not techniques:
             return self._cut_layer(name, cuts)
@@ -288,24 +288,40 @@ class Bank:
         stage = self._stages.get(key)
         if stage is None:
             stage = self._stage(*key)
-            own = 0 if stage[1] is self._seen.inputs(name) else stage[1].nbytes
+            own = 0 if stage[1].inputs is self._seen.inputs(name) else stage[1].inputs.nbytes
             self._stages.put(key, stage, _held_bytes(stage[0]) + own)
-        module, inputs = stage
-        return _carry_out(techniques[-1], name, copy.deepcopy(module), inputs), inputs
+        module, seen = stage
+        asked = self._asked(name, cuts, techniques[-1], seen)
+        return _carry_out(techniques[-1], name, copy.deepcopy(module), asked), seen
 
-    def _cut_layer(self, name: str, cuts: Cuts) -> tuple[nn.Module, Tensor]:
+    def _asked(self, name: str, cuts: Cuts, technique: Technique, seen: Calibration) -> Calibration | None:
+        """What the technique asks for; gradients are of the channels that are left, with the inputs of the same passes."""
+        if not technique.needs_gradients:
+            return seen if technique.needs_calibration else None
+        dense, whole, out = self._modules[name], self._seen.with_gradients(name), self._lost(name, "out", cuts)
+        gradients = whole.gradients
+        assert gradients is not None
+        return Calibration(
+            self._cut_seen(name, cuts, whole.inputs), _without(gradients, out, dense) if out else gradients
+        )
+
+    def _cut_layer(self, name: str, cuts: Cuts) -> tuple[nn.Module, Calibration]:
         """The layer without the channels that its groups lose, and its inputs without them."""
         dense = self._modules[name]
-        module, inputs = copy.deepcopy(dense), self._seen.inputs(name)
+        module = copy.deepcopy(dense)
         out, into = self._lost(name, "out", cuts), self._lost(name, "in", cuts)
         if out:
             cut(module, "out", out)
-        depthwise = isinstance(dense, nn.Conv2d) and dense.groups > 1
-        if into or (depthwise and out):
-            inputs = _without(inputs, out if depthwise else into, dense)
         if into:
             self._cut_inputs(name, module, into)
-        return module, inputs
+        return module, Calibration(self._cut_seen(name, cuts, self._seen.inputs(name)))
+
+    def _cut_seen(self, name: str, cuts: Cuts, inputs: Tensor) -> Tensor:
+        """Inputs of the layer without the channels that its groups lose."""
+        dense = self._modules[name]
+        out, into = self._lost(name, "out", cuts), self._lost(name, "in", cuts)
+        depthwise = isinstance(dense, nn.Conv2d) and dense.groups > 1
+        return _without(inputs, out if depthwise else into, dense) if into or (depthwise and out) else inputs
 
     def _cut_inputs(self, name: str, module: nn.Module, lost: frozenset[int]) -> None:
         """Leave out inputs, and solve the weights that are left for the least change of the output where that is possible."""
@@ -386,10 +402,10 @@ def coded_bytes(module: nn.Module) -> int:
     return len(encode(tensors, {})) - _EMPTY_BYTES
 
 
-def _carry_out(technique: Technique, name: str, module: nn.Module, inputs: Tensor) -> nn.Module:
+def _carry_out(technique: Technique, name: str, module: nn.Module, asked: Calibration | None) -> nn.Module:
     try:
         with torch.no_grad():
-            return technique.apply(module, inputs if technique.needs_calibration else None)
+            return technique.apply(module, asked)
     # A layer of the user's own kind may be refused only here, where its forward pass is known.
     except (PolicyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error

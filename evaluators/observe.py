@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..policies.graph import ModelGraph
+from ..policies.recording import record_gradients
 from ..policies.second_order import layer_hessian
+from ..policies.techniques import Calibration
 
 OBSERVED_BYTES = 256_000_000
 MOST_PICTURES = 256
@@ -35,13 +37,17 @@ class Observations:
         channel's positions. The loss is the cross-entropy with labels drawn from the network's own prediction, so that
         this is the diagonal of the Fisher matrix, and ``sum(squared_gradients * mean squared change)`` is the
         second-order estimate of what the loss rises by.
+    pictures
+        (P, C, H, W) that were used.
     """
 
     model: nn.Module
     inputs_by_layer: Mapping[str, Tensor]
     squared_gradients: Mapping[str, Tensor]
+    pictures: Tensor
     _outputs: dict[str, Tensor] = field(default_factory=dict)
     _hessians: dict[str, Tensor] = field(default_factory=dict)
+    _with_gradients: dict[str, Calibration] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, graph: ModelGraph, pictures: Tensor, seed: int = 0) -> Observations:
@@ -69,7 +75,8 @@ class Observations:
                 # Only what leads to the pictures: the gradients of parameters are not asked for.
                 functional.cross_entropy(logits, labels, reduction="sum").backward(inputs=[source])
         joined = {name: torch.cat(parts) for name, parts in inputs.items() if parts}
-        return cls(model, joined, {name: total / (2 * len(pictures)) for name, total in gradients.items()})
+        squared = {name: total / (2 * len(pictures)) for name, total in gradients.items()}
+        return cls(model, joined, squared, pictures)
 
     def inputs(self, layer: str) -> Tensor:
         """(P, ...)."""
@@ -88,6 +95,13 @@ class Observations:
         if layer not in self._hessians:
             self._hessians[layer] = layer_hessian(self.model.get_submodule(layer), self.inputs_by_layer[layer])
         return self._hessians[layer]
+
+    def with_gradients(self, layer: str) -> Calibration:
+        """Inputs and per-picture gradients of the outputs, see ``record_gradients``; measured for layers that ask."""
+        if layer not in self._with_gradients:
+            layers = {layer: self.model.get_submodule(layer)}
+            self._with_gradients |= record_gradients(self.model, layers, self.pictures)
+        return self._with_gradients[layer]
 
 
 def as_channels(module: nn.Module, outputs: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from .forms import (
 )
 from .graph import ModelGraph, drop_channels, group_scores, input_energies
 from .plan import LayerPlan, Plan
-from .techniques import Phase, Technique
+from .recording import record_gradients
+from .techniques import Calibration, Phase, Technique
 from .techniques.hessians import SecondOrder
 from .watching import watching
 
@@ -243,32 +244,39 @@ def _drop(
 
 
 def _take_turn(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool, early: bool) -> None:
-    """Every layer's techniques before quantization, or those from it on, with the inputs they ask for."""
+    """Every layer's techniques before quantization, or those from it on, with what they ask for."""
     names: list[str] = []
     many: list[str] = []
+    sloped: list[str] = []
     for layer in plan.layers:
-        asking = [t for t in layer.techniques if (t.phase < Phase.QUANTIZE) == early and t.needs_calibration]
+        turn = [t for t in layer.techniques if (t.phase < Phase.QUANTIZE) == early]
+        asking = [t for t in turn if t.needs_calibration or t.needs_gradients]
         names += [layer.layer.name] if asking else []
         many += [layer.layer.name] if any(isinstance(t, SecondOrder) and t.second_order for t in asking) else []
+        sloped += [layer.layer.name] if any(t.needs_gradients for t in asking) else []
     # Statistics are re-estimated once all that moves them is done; before that, only where inputs depend on them.
     inputs = _settle_and_record(model, calibration, names, changed, many) if names or not early else {}
+    seen = {name: Calibration(x) for name, x in inputs.items()}
+    if sloped:
+        # With gradients the inputs are those of the same pass: batch norms are at rest, each row is one picture's.
+        seen |= record_gradients(model, {name: model.get_submodule(name) for name in sloped}, calibration)
     for layer in plan.layers:
-        _carry_out(layer, model, inputs, early)
+        _carry_out(layer, model, seen, early)
 
 
-def _carry_out(plan: LayerPlan, model: nn.Module, inputs: Mapping[str, Tensor], early: bool) -> None:
+def _carry_out(plan: LayerPlan, model: nn.Module, seen: Mapping[str, Calibration], early: bool) -> None:
     name = plan.layer.name
     module = model.get_submodule(name)
     for technique in plan.techniques:
         if (technique.phase < Phase.QUANTIZE) == early:
-            module = _apply_one(technique, name, module, inputs.get(name))
+            module = _apply_one(technique, name, module, seen.get(name))
     _replace(model, name, module)
 
 
-def _apply_one(technique: Technique, name: str, module: nn.Module, inputs: Tensor | None) -> nn.Module:
+def _apply_one(technique: Technique, name: str, module: nn.Module, seen: Calibration | None) -> nn.Module:
     try:
         with torch.no_grad():
-            return technique.apply(module, inputs)
+            return technique.apply(module, seen)
     except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
 

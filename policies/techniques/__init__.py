@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from ..errors import PolicyError
 from ..policy import Scalar, Step
-from .base import LayerCost, LayerInfo, Phase, Technique
+from .base import Calibration, LayerCost, LayerInfo, Phase, Technique
 from .drop_branch import DropBranch
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
@@ -32,7 +32,17 @@ TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] 
     "tucker2": Tucker2,
 }
 
-__all__ = ["TECHNIQUES", "DropBranch", "LayerCost", "LayerInfo", "Phase", "PruneChannels", "Technique", "build"]
+__all__ = [
+    "TECHNIQUES",
+    "Calibration",
+    "DropBranch",
+    "LayerCost",
+    "LayerInfo",
+    "Phase",
+    "PruneChannels",
+    "Technique",
+    "build",
+]
 
 
 def build(step: Step) -> Technique | DropBranch | PruneChannels:

@@ -84,6 +84,23 @@ class LayerCost:
     weight_bits: float
 
 
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a layer saw on calibration pictures.
+
+    Parameters
+    ----------
+    inputs
+        (N, ...) of the layer.
+    gradients
+        (N, ...) of each picture's loss with respect to the layer's output for the same inputs; ``None`` where no technique
+        asked. The loss is the cross-entropy with the network's own most likely class, so that no labels are needed.
+    """
+
+    inputs: Tensor
+    gradients: Tensor | None = None
+
+
 @runtime_checkable
 class Technique(Protocol):
     """One way to compress a layer: a frozen dataclass of its hyper-parameters.
@@ -94,6 +111,7 @@ class Technique(Protocol):
     name: ClassVar[str]
     phase: ClassVar[Phase]
     needs_calibration: ClassVar[bool]
+    needs_gradients: ClassVar[bool]
 
     def check(self, layer: LayerInfo) -> str | None:
         """Why it cannot be applied to this layer, or ``None``."""
@@ -103,10 +121,11 @@ class Technique(Protocol):
         """Whether it would leave this layer as it is (full rank, sparsity 0); such a step is dropped from the policy."""
         ...
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         """The compressed module. The given one is the caller's copy and may be changed and returned.
 
-        ``calibration`` holds inputs of the layer (N, ...) where ``needs_calibration`` says so. A module made by an earlier
+        ``calibration`` holds inputs of the layer where ``needs_calibration`` says so, and gradients of its output where
+        ``needs_gradients`` does (which asks for the inputs too). A module made by an earlier
         phase (two or three layers in place of one) is taken as well.
         """
         ...

@@ -13,7 +13,7 @@ from .. import forms
 from ..errors import PolicyError
 from ..second_order import layer_hessian
 from ..watching import watching
-from .base import LayerInfo
+from .base import Calibration, LayerInfo
 
 Rounding = Literal["nearest", "second_order"]
 
@@ -50,7 +50,7 @@ def hessian_reason(layer: LayerInfo) -> str | None:
 
 
 def layer_hessians(
-    technique: str, module: nn.Module, layers: Sequence[nn.Module], calibration: Tensor | None
+    technique: str, module: nn.Module, layers: Sequence[nn.Module], calibration: Calibration | None
 ) -> list[Tensor]:
     """The Hessian (d, d) of each of the module's layers while the calibration inputs (N, ...) pass through the module.
 
@@ -59,7 +59,7 @@ def layer_hessians(
     PolicyError
         Without inputs, for grouped convolutions, and for layers that do more than torch's own.
     """
-    if calibration is None or calibration.numel() == 0:
+    if calibration is None or calibration.inputs.numel() == 0:
         raise PolicyError(f"{technique}: second-order work needs calibration inputs of the layer, got none")
     found: dict[nn.Module, Tensor] = {}
 
@@ -73,7 +73,7 @@ def layer_hessians(
                 f"{technique}: expected a torch Conv2d or Linear, got {kind}; leave it out for this layer"
             )
     with watching({layer: layer for layer in layers}, record), torch.no_grad():
-        module(calibration)
+        module(calibration.inputs)
     return [found[layer] for layer in layers]
 
 

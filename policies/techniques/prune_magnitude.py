@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import forms
 from ..errors import PolicyError
-from .base import LayerCost, LayerInfo, Phase
+from .base import Calibration, LayerCost, LayerInfo, Phase
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class PruneMagnitude:
     name: ClassVar[str] = "prune_magnitude"
     phase: ClassVar[Phase] = Phase.PRUNE
     needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -42,7 +43,7 @@ class PruneMagnitude:
     def is_identity(self, layer: LayerInfo) -> bool:
         return self._pruned(layer.weights) == 0
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layers = [layer for _, layer in forms.weighted_modules(module)]
         if not layers:
             raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")

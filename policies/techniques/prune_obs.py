@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import forms
 from ..errors import PolicyError
 from ..second_order import prune
-from .base import LayerCost, LayerInfo, Phase
+from .base import Calibration, LayerCost, LayerInfo, Phase
 from .hessians import hessian_reason, layer_hessians, set_weight
 
 
@@ -33,6 +33,7 @@ class PruneOBS:
     name: ClassVar[str] = "prune_obs"
     phase: ClassVar[Phase] = Phase.PRUNE
     needs_calibration: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False
     second_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class PruneOBS:
     def is_identity(self, layer: LayerInfo) -> bool:
         return self._pruned(layer.weights) == 0
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layers = [layer for _, layer in forms.weighted_modules(module)]
         if not layers:
             raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")

@@ -12,7 +12,7 @@ from .. import forms
 from ..errors import CandidateError, PolicyError
 from ..second_order import round_with_feedback
 from ..watching import watching
-from .base import LayerCost, LayerInfo, Phase
+from .base import Calibration, LayerCost, LayerInfo, Phase
 from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding, set_weight
 
 Activations = Literal["float32", "int8"]
@@ -45,6 +45,7 @@ class QuantizeUniform:
     name: ClassVar[str] = "quantize"
     phase: ClassVar[Phase] = Phase.QUANTIZE
     needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
@@ -67,7 +68,7 @@ class QuantizeUniform:
     def is_identity(self, layer: LayerInfo) -> bool:
         return False
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layers = [layer for _, layer in forms.weighted_modules(module)]
         if not layers:
             raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")
@@ -97,10 +98,10 @@ class QuantizeUniform:
         forms.set_form(layer, form)
 
     def _input_ranges(
-        self, module: nn.Module, layers: list[nn.Module], calibration: Tensor | None
+        self, module: nn.Module, layers: list[nn.Module], calibration: Calibration | None
     ) -> list[tuple[nn.Module, float, float]]:
         """Least and greatest input of each layer while the calibration inputs pass through the module."""
-        if calibration is None or calibration.numel() == 0:
+        if calibration is None or calibration.inputs.numel() == 0:
             raise PolicyError(f"{self.name}: activations int8 needs calibration inputs of the layer, got none")
         ranges: list[tuple[nn.Module, float, float]] = []
 
@@ -109,10 +110,10 @@ class QuantizeUniform:
             ranges.append((layer, float(low), float(high)))
 
         if layers == [module]:
-            record(module, calibration)
+            record(module, calibration.inputs)
         else:
             with watching({layer: layer for layer in layers}, record), torch.no_grad():
-                module(calibration)
+                module(calibration.inputs)
         if not all(torch.tensor([low, high]).isfinite().all() for _, low, high in ranges):
             raise CandidateError(f"{self.name}: expected finite calibration inputs, got nan or inf; check the network")
         return ranges

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import forms
 from ..errors import PolicyError
 from ..second_order import round_with_feedback
-from .base import LayerCost, LayerInfo, Phase
+from .base import Calibration, LayerCost, LayerInfo, Phase
 from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding
 
 MAX_SWEEPS = 1000
@@ -40,6 +40,7 @@ class ShareKMeans:
     name: ClassVar[str] = "share"
     phase: ClassVar[Phase] = Phase.QUANTIZE
     needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.clusters, int) or not 2 <= self.clusters <= 256:
@@ -59,7 +60,7 @@ class ShareKMeans:
     def is_identity(self, layer: LayerInfo) -> bool:
         return False
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layers = [layer for _, layer in forms.weighted_modules(module)]
         if not layers:
             raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")

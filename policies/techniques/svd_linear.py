@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from .base import LayerCost, LayerInfo, Phase
+from .base import Calibration, LayerCost, LayerInfo, Phase
 from .factors import FLOAT_BITS, linear_factor, require_plain, require_rank, truncated_svd
 
 
@@ -28,6 +28,7 @@ class SVDLinear:
     name: ClassVar[str] = "svd"
     phase: ClassVar[Phase] = Phase.FACTORIZE
     needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_rank(self.name, "rank", self.rank)
@@ -40,7 +41,7 @@ class SVDLinear:
     def is_identity(self, layer: LayerInfo) -> bool:
         return self.rank >= min(layer.weight_shape)
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = require_plain(self.name, module, nn.Linear)
         if self.rank >= min(layer.weight.shape):
             return layer

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .base import LayerCost, LayerInfo, Phase
+from .base import Calibration, LayerCost, LayerInfo, Phase
 from .factors import FLOAT_BITS, conv_factor, conv_reason, require_plain, require_rank, truncated_svd
 
 
@@ -29,6 +29,7 @@ class SVDSpatial:
     name: ClassVar[str] = "svd_spatial"
     phase: ClassVar[Phase] = Phase.FACTORIZE
     needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_rank(self.name, "rank", self.rank)
@@ -39,7 +40,7 @@ class SVDSpatial:
     def is_identity(self, layer: LayerInfo) -> bool:
         return layer.kind == "conv2d" and self.rank >= _full_rank(layer.weight_shape)
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = require_plain(self.name, module, nn.Conv2d)
         if self.rank >= _full_rank(tuple(layer.weight.shape)):
             return layer

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import LayerCost, LayerInfo, Phase
+from .base import Calibration, LayerCost, LayerInfo, Phase
 from .factors import FLOAT_BITS, conv_factor, conv_reason, require_plain, require_rank
 
 SWEEPS = 3
@@ -33,6 +33,7 @@ class Tucker2:
     name: ClassVar[str] = "tucker2"
     phase: ClassVar[Phase] = Phase.FACTORIZE
     needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_rank(self.name, "rank_in", self.rank_in)
@@ -44,7 +45,7 @@ class Tucker2:
     def is_identity(self, layer: LayerInfo) -> bool:
         return self.rank_out >= layer.weight_shape[0] and self.rank_in >= layer.weight_shape[1]
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = require_plain(self.name, module, nn.Conv2d)
         out_channels, in_channels = layer.weight.shape[:2]
         narrows, widens = self.rank_in < in_channels, self.rank_out < out_channels

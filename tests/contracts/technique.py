@@ -19,7 +19,7 @@ from paretopress.policies import forms
 from paretopress.policies.coding.tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
 from paretopress.policies.policy import Step
 from paretopress.policies.techniques import build
-from paretopress.policies.techniques.base import LayerInfo, Technique
+from paretopress.policies.techniques.base import Calibration, LayerInfo, Technique
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,9 +32,19 @@ class Case:
     make: Callable[[int], nn.Module]
     inputs: Tensor
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the technique asks for; gradients are drawn."""
+        if not (self.technique.needs_calibration or self.technique.needs_gradients):
+            return None
+        if not self.technique.needs_gradients:
+            return Calibration(self.inputs)
+        with torch.no_grad():
+            shape = self.make(0)(self.inputs).shape
+        return Calibration(self.inputs, torch.randn(shape, generator=torch.Generator().manual_seed(3)))
+
     def compressed(self, seed: int = 0) -> nn.Module:
-        calibration = self.inputs if self.technique.needs_calibration else None
-        return self.technique.apply(self.make(seed), calibration)
+        return self.technique.apply(self.make(seed), self.calibration)
 
 
 def layer_info(module: nn.Module, inputs: Tensor) -> LayerInfo:
@@ -63,7 +73,7 @@ def check_the_original_and_the_random_state_are_untouched(case: Case) -> None:
     original = case.make(0)
     state, output = copy.deepcopy(original.state_dict()), original(case.inputs)
     random_state = torch.get_rng_state()
-    case.technique.apply(copy.deepcopy(original), case.inputs if case.technique.needs_calibration else None)
+    case.technique.apply(copy.deepcopy(original), case.calibration)
     assert torch.equal(torch.get_rng_state(), random_state)
     _assert_same_state(original.state_dict(), state)
     assert torch.equal(original(case.inputs), output)
@@ -81,7 +91,7 @@ def check_the_forward_is_finite_and_of_the_same_shape(case: Case) -> None:
 
 def check_parameters_keep_type_mode_and_whether_they_train(case: Case) -> None:
     frozen = case.make(0).requires_grad_(False).eval()
-    result = case.technique.apply(frozen, case.inputs if case.technique.needs_calibration else None)
+    result = case.technique.apply(frozen, case.calibration)
     assert not any(parameter.requires_grad for parameter in result.parameters())
     assert not any(parameter.requires_grad for parameter in forms.plain(result).parameters())
     assert not any(module.training for _, module in forms.weighted_modules(result))

@@ -22,7 +22,7 @@ from paretopress.policies.plan import Plan, make_plan
 from paretopress.policies.policy import Policy, Step
 from paretopress.policies.slicing import cut
 from paretopress.policies.stored_layers import write_layer
-from paretopress.policies.techniques import Phase, PruneOBS, QuantizeUniform, ShareKMeans
+from paretopress.policies.techniques import Calibration, Phase, PruneOBS, QuantizeUniform, ShareKMeans
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,9 +67,10 @@ class Times:
     name: ClassVar[str] = "times"
     phase: ClassVar[Phase] = Phase.PRUNE
     needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
     calls: ClassVar[Counter[float]] = Counter()
 
-    def apply(self, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         self.calls[self.factor] += 1
         if self.factor == 0:
             raise RuntimeError("nothing is left")
@@ -101,7 +102,7 @@ def test_a_variant_is_compressed_once_however_many_plans_have_it(monkeypatch):
     calls: Counter[tuple[int, int]] = Counter()
     apply = QuantizeUniform.apply
 
-    def counted(self: QuantizeUniform, module: nn.Module, calibration: Tensor | None) -> nn.Module:
+    def counted(self: QuantizeUniform, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         calls[self.bits, module.weight.numel()] += 1
         return apply(self, module, calibration)
 
@@ -323,3 +324,17 @@ def test_a_file_that_does_not_fit_is_left_aside():
     (variant,) = first.stitch(plan).variants.values()
     second.adopt({variant.digest: b"no press file"})
     assert second.stitch(plan).stored_bytes == first.stitch(plan).stored_bytes
+
+
+def test_gradients_are_of_the_channels_that_a_cut_leaves(monkeypatch):
+    seen: list[Calibration] = []
+    monkeypatch.setattr(Times, "needs_gradients", True)
+    monkeypatch.setattr(Times, "apply", lambda _, module, given: seen.append(given) or module)
+    model, graph, pictures = setting()
+    bank = bank_of(model, graph, pictures)
+    bank.variant("conv2", (("conv1", 16), ("conv2", 32)), (Times(1.0),))
+    bank.variant("conv2", (), (Times(1.0),))
+    small, whole = seen
+    assert small.inputs.shape[1] == 16 and small.gradients.shape[1] == 32
+    kept = [i for i in range(64) if i not in bank._lost("conv2", "out", (("conv2", 32),))]
+    assert torch.equal(small.gradients, whole.gradients[:, kept])

@@ -26,7 +26,7 @@ from paretopress.policies.errors import CandidateError, FormatError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
-from paretopress.policies.techniques import TECHNIQUES
+from paretopress.policies.techniques import TECHNIQUES, Calibration
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.svd_linear import SVDLinear
 from torch import Tensor, nn
@@ -268,7 +268,7 @@ def test_pruning_by_the_hessian_sees_the_network_with_its_channels_dropped_and_n
     dropped.bn1.train()
     dropped.bn2.train()
     outputs(dropped, calibration)
-    expected = PruneOBS(0.6).apply(SVDLinear(12).apply(dropped.fc1, None), inputs[0])
+    expected = PruneOBS(0.6).apply(SVDLinear(12).apply(dropped.fc1, None), Calibration(inputs[0]))
     found = apply_plan(make_plan(Policy({n: tuple(s) for n, s in layers.items()}), graph), graph, model, calibration)
     for (_, one), (_, other) in zip(forms.weighted_modules(found.model.fc1), forms.weighted_modules(expected)):
         assert torch.equal(forms.mask_of(one), forms.mask_of(other))
@@ -281,8 +281,8 @@ def test_hessians_are_of_full_batches_of_up_to_256_pictures(count, step, monkeyp
     calibration = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     seen: list[Tensor] = []
 
-    def apply(_, module: nn.Module, inputs: Tensor) -> nn.Module:
-        seen.append(inputs)
+    def apply(_, module: nn.Module, calibration: Calibration) -> nn.Module:
+        seen.append(calibration.inputs)
         return module
 
     monkeypatch.setattr(TECHNIQUES[step.technique], "apply", apply)
@@ -294,7 +294,7 @@ def test_less_is_recorded_of_layers_whose_inputs_are_large(monkeypatch):
     monkeypatch.setattr(apply_module, "HESSIAN_VALUES", 150 * 28 * 28)
     model, graph, _ = network("lenet5")
     calibration, seen = torch.randn(256, 1, 28, 28), []
-    monkeypatch.setattr(TECHNIQUES["prune_obs"], "apply", lambda _, module, inputs: seen.append(inputs) or module)
+    monkeypatch.setattr(TECHNIQUES["prune_obs"], "apply", lambda _, module, given: seen.append(given.inputs) or module)
     apply_plan(make_plan(Policy({"conv1": (OBS,), "fc2": (OBS,)}), graph), graph, model, calibration)
     assert [len(inputs) for inputs in seen] == [128, 192]
 
@@ -380,3 +380,16 @@ def test_a_failure_on_the_actual_weights_names_layer_and_technique():
     plan = make_plan(Policy({"fc1": (SVD,)}), graph)
     with pytest.raises(CandidateError, match="layer 'fc1': svd failed"):
         apply_plan(plan, graph, broken, calibration)
+
+
+def test_a_technique_that_asks_gets_the_gradients_of_its_layers_outputs_and_the_others_none(monkeypatch):
+    model, graph, calibration = network("digits")
+    seen: dict[int, Calibration | None] = {}
+    kept = TECHNIQUES["prune_magnitude"]
+    monkeypatch.setattr(kept, "needs_gradients", True)
+    monkeypatch.setattr(kept, "apply", lambda _, module, given: seen.update({module.weight.numel(): given}) or module)
+    apply_plan(make_plan(Policy({"conv2": (PRUNE,), "fc1": (W8A8,)}), graph), graph, model, calibration)
+    (given,) = seen.values()
+    assert given is not None and given.gradients is not None
+    assert given.gradients.shape == model.conv2(given.inputs).shape
+    assert given.gradients.abs().sum() > 0

@@ -8,7 +8,7 @@ from paretopress.policies import forms
 from paretopress.policies.errors import PolicyError
 from paretopress.policies.policy import Step
 from paretopress.policies.techniques import TECHNIQUES, build
-from paretopress.policies.techniques.base import LayerInfo
+from paretopress.policies.techniques.base import Calibration, LayerInfo
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
@@ -81,7 +81,7 @@ PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", 
 
 def after(first, layer):
     make, inputs = layer
-    return (lambda seed: first.apply(make(seed), inputs)), inputs
+    return (lambda seed: first.apply(make(seed), Calibration(inputs))), inputs
 
 
 PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[1:])}
@@ -159,13 +159,13 @@ def test_a_convolution_that_pads_by_itself_is_refused(technique):
     layer = LayerInfo("stem", "conv2d", (16, 3, 3, 3), (3, 32, 32), (16, 16, 16), True, (2, 2), (0, 0))
     assert "pads its input" in technique.check(layer)
     with pytest.raises(PolicyError, match=r"expected a torch Conv2d.*, got PadsItself"):
-        technique.apply(PadsItself(3, 16, 3, stride=2), torch.ones(1, 3, 32, 32))
+        technique.apply(PadsItself(3, 16, 3, stride=2), Calibration(torch.ones(1, 3, 32, 32)))
 
 
 @pytest.mark.parametrize("technique", [*ANY, *SECOND_ORDER, SVDLinear(2), *SPLITS], ids=str)
 def test_a_module_without_weights_is_refused(technique):
     with pytest.raises(PolicyError, match=r"expected a .*, got ReLU"):
-        technique.apply(nn.ReLU(), torch.ones(1))
+        technique.apply(nn.ReLU(), Calibration(torch.ones(1)))
 
 
 def test_every_technique_in_the_table_goes_by_its_own_name():

@@ -17,6 +17,7 @@ from paretopress.policies.errors import PolicyError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
+from paretopress.policies.techniques.base import Calibration
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.svd_linear import SVDLinear
@@ -61,7 +62,7 @@ def test_a_layer_errs_less_than_by_magnitude_on_other_inputs(sparsity):
         for technique in (PruneMagnitude(sparsity), PruneOBS(sparsity)):
             layer = nn.Conv2d(8, 16, 3, padding=1)
             layer.load_state_dict(dense.state_dict())
-            technique.apply(layer, inputs)
+            technique.apply(layer, Calibration(inputs))
             assert int((~forms.mask_of(layer)).sum()) == round(sparsity * 1152)
             errors.append(float((layer(others) - expected).square().mean()))
     assert errors[1] < 0.7 * errors[0]
@@ -96,7 +97,7 @@ def test_each_factor_is_pruned_by_its_own_inputs():
     with torch.no_grad():
         factors[0].weight[0] *= 1e-4
         factors[1].weight.copy_(factors[1].weight.sign())
-    PruneOBS(0.25).apply(factors, inputs)
+    PruneOBS(0.25).apply(factors, Calibration(inputs))
     masks = [forms.mask_of(layer) for _, layer in forms.weighted_modules(factors)]
     assert [int((~mask).sum()) for mask in masks] == [40, 12]
     assert not masks[1][:, 0].any()
@@ -111,12 +112,12 @@ def test_it_needs_the_layers_inputs():
 
 def test_a_grouped_convolution_is_refused_where_it_is_given_all_the_same():
     with pytest.raises(PolicyError, match="a convolution of one group"):
-        PruneOBS(0.5).apply(nn.Conv2d(4, 4, 3, groups=4), torch.ones(1, 4, 5, 5))
+        PruneOBS(0.5).apply(nn.Conv2d(4, 4, 3, groups=4), Calibration(torch.ones(1, 4, 5, 5)))
 
 
 def test_tensors_shared_with_another_network_are_left_alone():
     layer = nn.Linear(12, 8)
     other, before = nn.Linear(12, 8), layer.weight.detach().clone()
     other.weight = layer.weight
-    PruneOBS(0.5).apply(layer, torch.randn(40, 12))
+    PruneOBS(0.5).apply(layer, Calibration(torch.randn(40, 12)))
     assert torch.equal(other.weight, before)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from paretopress.policies import forms
 from paretopress.policies.errors import CandidateError, PolicyError
+from paretopress.policies.techniques.base import Calibration
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform, channel_scales
 from paretopress.policies.techniques.svd_linear import SVDLinear
@@ -89,7 +90,7 @@ def test_second_order_rounding_errs_less_on_other_inputs(bits, pruned):
             PruneMagnitude(0.3).apply(layer, None)
         mask = forms.mask_of(layer)
         expected = layer(others)
-        QuantizeUniform(bits, rounding=rounding).apply(layer, inputs)
+        QuantizeUniform(bits, rounding=rounding).apply(layer, Calibration(inputs))
         assert mask is None or not layer.weight[~mask].any()
         errors.append(float((layer(others) - expected).detach().square().mean()))
         layers.append(layer)
@@ -98,7 +99,7 @@ def test_second_order_rounding_errs_less_on_other_inputs(bits, pruned):
 
 
 def test_second_order_rounding_starts_training_from_the_codes():
-    layer = QuantizeUniform(3, rounding="second_order").apply(nn.Linear(24, 20), normal(90, 24))
+    layer = QuantizeUniform(3, rounding="second_order").apply(nn.Linear(24, 20), Calibration(normal(90, 24)))
     form, latent = forms.form_of(layer), layer.parametrizations.weight.original
     assert torch.equal(latent, form.codes(latent) * form.scale[:, None])
     assert torch.equal(latent, layer.weight)
@@ -106,12 +107,12 @@ def test_second_order_rounding_starts_training_from_the_codes():
 
 def test_inputs_that_are_not_finite_fail_the_candidate():
     with pytest.raises(CandidateError, match="finite"):
-        QuantizeUniform(8, "int8").apply(nn.Linear(2, 2), torch.tensor([[1.0, torch.nan]]))
+        QuantizeUniform(8, "int8").apply(nn.Linear(2, 2), Calibration(torch.tensor([[1.0, torch.nan]])))
 
 
 def test_each_factor_gets_the_range_of_its_own_inputs():
     inputs = normal(50, 12)
-    module = QuantizeUniform(8, "int8").apply(SVDLinear(3).apply(nn.Linear(12, 9), None), inputs)
+    module = QuantizeUniform(8, "int8").apply(SVDLinear(3).apply(nn.Linear(12, 9), None), Calibration(inputs))
     first, second = (layer for _, layer in forms.weighted_modules(module))
     between = nn.functional.linear(inputs, first.weight).detach()
     for layer, values in ((first, inputs), (second, between)):
@@ -124,6 +125,6 @@ def test_a_quantized_input_errs_by_half_a_step_at_most():
     layer = nn.Linear(12, 12, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(12))
-    QuantizeUniform(8, "int8").apply(layer, inputs)
+    QuantizeUniform(8, "int8").apply(layer, Calibration(inputs))
     assert int(layer.input_zero_point) == 0
     assert ((layer(inputs) - inputs).abs() <= float(inputs.max()) / 255 * 0.501).all()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paretopress.policies import forms
 from paretopress.policies.errors import PolicyError
+from paretopress.policies.techniques.base import Calibration
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.share_kmeans import ShareKMeans, kmeans_1d
 from sklearn.cluster import KMeans
@@ -75,7 +76,7 @@ def test_pruned_weights_stay_zero_and_take_no_part():
 def test_a_tensor_without_kept_weights_stays_zero(rounding):
     layer = nn.Linear(3, 2)
     forms.set_form(layer, forms.MaskedWeight(torch.zeros(2, 3)))
-    ShareKMeans(4, rounding).apply(layer, torch.ones(5, 3))
+    ShareKMeans(4, rounding).apply(layer, Calibration(torch.ones(5, 3)))
     assert not layer.weight.any()
     assert not forms.stored_weight(layer).decode().any()
 
@@ -89,7 +90,7 @@ def test_second_order_rounding_errs_less_on_other_inputs_with_the_same_codebook(
     dense, errors, codebooks = PruneMagnitude(sparsity).apply(nn.Linear(24, 20), None), [], []
     mask = forms.mask_of(dense)
     for rounding in ("nearest", "second_order"):
-        layer = ShareKMeans(clusters, rounding).apply(copy.deepcopy(dense), inputs)
+        layer = ShareKMeans(clusters, rounding).apply(copy.deepcopy(dense), Calibration(inputs))
         assert mask is None or not layer.weight[~mask].any()
         errors.append(float((layer(others) - dense(others)).detach().square().mean()))
         codebooks.append(layer.parametrizations.weight.original)
