@@ -77,7 +77,7 @@ class Settings:
     """
 
     quality: Literal["error", "agreement"] = "error"
-    stitch_pictures: int = 512
+    stitch_pictures: int = 128
     screen_pictures: int = 1000
     screen_seconds: float = 0.6
     latency_threads: int = 1

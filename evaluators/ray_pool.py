@@ -33,12 +33,14 @@ from .pool import (
 MAX_BUILD_FAILURES = 3
 _POLL_S = 1.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_QUIET = {
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
     # Ray prints a dead worker's obituary on the driver's standard output; the pool reports it as a fault.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # By default workers give way to whatever else runs, and measure their own waiting.
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -288,7 +290,7 @@ def _start_ray(workers: int, threads: int | None, address: str | None) -> tuple[
     """Ray's module, and whether it was started here."""
     if address is not None:
         _check_reachable(address)
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 

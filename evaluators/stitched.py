@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..policies.layout import laid_out
 from ..policies.plan import Plan
 from .bank import Bank, Stitch
 from .data import DataSet, Pictures
 from .stitch import StitchedNetwork
 
-BATCH = 128
+BATCH = 64
 LARGEST_KL = 1e3
 
 
@@ -37,7 +38,7 @@ class StitchedRung:
     def __init__(self, model: nn.Module, bank: Bank, data: DataSet, pictures: int, seed: int) -> None:
         self.bank = bank
         chosen = _some(data.train, pictures, seed)
-        self._batches = data.preprocess(chosen.images).split(BATCH)
+        self._batches = laid_out(model, data.preprocess(chosen.images)).split(BATCH)
         self._labels = torch.from_numpy(chosen.labels.astype(np.int64)).split(BATCH)
         self._network = StitchedNetwork(model, self._batches)
         self._dense = [functional.log_softmax(logits, 1) for logits in self._network.run({})]

@@ -27,6 +27,7 @@ from .forms import (
     weighted_modules,
 )
 from .graph import ModelGraph, drop_channels, group_scores, input_energies
+from .layout import laid_out
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
 from .techniques import Calibration, Phase, Technique
@@ -137,7 +138,7 @@ def restore(
         )
     if calibration is not None:
         for name, x in _settle_and_record(model, calibration, _eight_bit(plan, model), False).items():
-            set_input_range(model.get_submodule(name), float(x.min()), float(x.max()))
+            set_input_range(model.get_submodule(name), *_range(x))
     return model
 
 
@@ -206,7 +207,12 @@ def settle_and_quantize(plan: Plan, model: nn.Module, calibration: Tensor) -> No
         drop_input_range(module)
     inputs = _settle_and_record(model, calibration, _eight_bit(plan, model), _changes_inputs(plan))
     for name, x in inputs.items():
-        set_input_range(model.get_submodule(name), float(x.min()), float(x.max()))
+        set_input_range(model.get_submodule(name), *_range(x))
+
+
+def _range(x: Tensor) -> tuple[float, float]:
+    low, high = x.aminmax()
+    return float(low), float(high)
 
 
 def _changes_inputs(plan: Plan) -> bool:
@@ -286,9 +292,10 @@ def _settle_and_record(
 ) -> dict[str, Tensor]:
     """Inputs of the named layers, of ``many`` more than a batch; where weights changed, batch norms are re-estimated too."""
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    pictures = laid_out(model, calibration) if changed and normed else calibration
     with _recorded(model, names, many) as inputs:
         if changed and normed:
-            reestimate_statistics(model, calibration)
+            reestimate_statistics(model, pictures)
         elif names:
             with torch.no_grad():
                 for batch in calibration.split(STATISTICS_BATCH)[: HESSIAN_BATCHES if many else 1]:

@@ -62,8 +62,10 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if kind is dict or kind is OrderedDict:
         made = memo[id(value)] = kind()
-        for name, entry in value.items():
-            made[name] = _copied(entry, memo)
+        # Most of a module's tables are hooks that nobody registered.
+        if value:
+            for name, entry in value.items():
+                made[name] = _copied(entry, memo)
         return made
     if kind is list:
         entries = memo[id(value)] = []

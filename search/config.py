@@ -172,7 +172,7 @@ class SearchConfig(Section):
     batch: Count = Field(8, description="candidates asked for at a time")
     objectives: tuple[str, ...] = Field(("error", "stored", "latency"), min_length=1)
     stitch_pictures: Count = Field(
-        512,
+        128,
         description="training pictures of the lowest rung, on which the sampler 'bank' tries thrice as many candidates",
     )
     screen_pictures: Count = Field(1000, description="validation pictures a candidate is screened on")

@@ -25,8 +25,7 @@ def distillation(teacher: nn.Module, temperature: float, teacher_weight: float, 
     teacher_weight
         a, in [0, 1].
     """
-    # On a copy: the caller's network must lie in memory as it did, for what is made from it later to be the same.
-    teacher = copy.deepcopy(teacher).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = copy.deepcopy(teacher).eval()
 
     def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

@@ -14,10 +14,10 @@ from ...policies.techniques.prune_magnitude import largest
 from ..data import DataSet
 from .loop import Loss, Recipe, train
 
-UPDATES = 100
-"""How often in a training the masks are chosen anew."""
+INTERVAL = 8
+"""Steps after which the masks are chosen anew."""
 SETTLED_SHARE = 0.8
-"""Share of the steps after which the sparsity no longer rises."""
+"""Share of the steps after which the masks no longer change."""
 
 
 class GrowingMask(nn.Module):
@@ -59,7 +59,9 @@ def prune_gradually(
     """Train in place while the named layers lose their smallest weights, down to their targets.
 
     The sparsity follows ``s (1 - (1 - t)^3)`` (Zhu 2017, 1710.01878, eq. 1) over the first 80 % of the steps; a layer that
-    is pruned already stays as sparse as it is, and only exchanges weights. Afterwards the layers carry a fixed mask.
+    is pruned already stays as sparse as it is, and only exchanges weights. A masked weight starts again from zero each time
+    the masks are chosen: what nothing holds back would drift until it is large for no merit. Afterwards the layers carry a
+    fixed mask.
 
     Parameters
     ----------
@@ -79,8 +81,8 @@ def prune_gradually(
         forms.set_form(layer, GrowingMask(torch.ones_like(weight, dtype=torch.bool) if mask is None else mask))
 
     def update(step: int, steps: int) -> None:
-        if step % max(1, steps // UPDATES) == 0:
-            reached = 1 - (1 - min(1.0, step / (SETTLED_SHARE * steps))) ** 3
+        if step % INTERVAL == 0 and step <= SETTLED_SHARE * steps:
+            reached = 1 - (1 - step / (SETTLED_SHARE * steps)) ** 3
             for name, layer in layers.items():
                 _choose(layer, targets[name] if name in pruned else reached * targets[name])
 
@@ -100,3 +102,4 @@ def _choose(layer: nn.Module, sparsity: float) -> None:
     original = cast(Tensor, cast(Any, layer.parametrizations).weight.original).detach()
     mask = cast(Tensor, forms.mask_of(layer))
     mask.copy_(largest(original, original.numel() - round(sparsity * original.numel())))
+    original.masked_fill_(~mask, 0.0)

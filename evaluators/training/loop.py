@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ...policies.errors import CandidateError
 from ...policies.files import write_atomically
+from ...policies.layout import layout
 from ..data import DataSet, Pictures
 from .augment import Augment
 
@@ -85,6 +86,8 @@ def train(
         Where the loss is no longer finite.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    data_layout = layout(model, _batch(data, data.train.take(slice(0, 1)))[0])
+    model.to(memory_format=data_layout)  # type: ignore[call-overload]
     steps = len(_starts(len(data.train), recipe.batch_size))
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _one_cycle(recipe, steps * recipe.epochs))
@@ -92,7 +95,7 @@ def train(
     loss = loss or cross_entropy(recipe)
     for epoch in range(start, recipe.epochs):
         after = _told(on_step, epoch * steps, steps * recipe.epochs)
-        mean = _epoch(model, data, recipe, (seed, epoch), loss, optimizer, schedule, after)
+        mean = _epoch(model, data, recipe, (seed, epoch), loss, optimizer, schedule, after, data_layout)
         if not np.isfinite(mean):
             raise CandidateError(f"training diverged in epoch {epoch + 1} (loss {mean}); lower the learning rate")
         if checkpoint is not None:
@@ -112,6 +115,7 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     after_step: Callable[[int], None],
+    data_layout: torch.memory_format,
 ) -> float:
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     torch.manual_seed(generator.initial_seed())
@@ -120,7 +124,7 @@ def _epoch(
     total = 0.0
     for number, start in enumerate(_starts(len(order), recipe.batch_size), 1):
         x, labels = _batch(data, data.train.take(order[start : start + recipe.batch_size]))
-        x = recipe.augment(x, generator).contiguous(memory_format=torch.channels_last)
+        x = recipe.augment(x, generator).contiguous(memory_format=data_layout)
         value = loss(x, model(x), labels)
         optimizer.zero_grad(set_to_none=True)
         value.backward()

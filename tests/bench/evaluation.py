@@ -17,13 +17,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from paretopress.evaluators.candidate import CandidateEvaluator, Settings, Workbench, file_logits
+from paretopress.evaluators.candidate import (
+    RANGE_PICTURES,
+    CandidateEvaluator,
+    Settings,
+    Workbench,
+    file_error,
+    file_logits,
+)
 from paretopress.evaluators.data import DataSet, Pictures, SplitSizes, split
 from paretopress.evaluators.models import build_model
 from paretopress.evaluators.stitched import BATCH
+from paretopress.policies.apply import apply_plan, settle_statistics
+from paretopress.policies.coding.press import encode
 from paretopress.policies.export.onnx import export_onnx
 from paretopress.policies.graph import ModelGraph
+from paretopress.policies.layout import laid_out
 from paretopress.policies.plan import make_plan
+from paretopress.policies.policy import Policy
 from paretopress.search.config import Config, load_config
 from paretopress.search.ledger import EvaluationKey, Ledger
 from paretopress.search.prepare import make_space
@@ -108,8 +119,9 @@ def stitched(
     policies = [space.policy(choices) for choices in drawn]
     for policy in policies:
         evaluator.stitch(policy, math.inf)
-    batches = bench.data.preprocess(bench.data.train.images[: bench.settings.stitch_pictures]).split(BATCH)
-    bare, whole = [], []
+    pictures = bench.data.preprocess(bench.data.train.images[: bench.settings.stitch_pictures])
+    batches = laid_out(bench.model, pictures).split(BATCH)
+    bare, whole, copied = [], [], []
     for policy in policies:
         start = time.perf_counter()
         with torch.no_grad():
@@ -119,12 +131,27 @@ def stitched(
         start = time.perf_counter()
         evaluator.stitch(policy, math.inf)
         whole.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        copy_compress_evaluate(bench, policy)
+        copied.append(time.perf_counter() - start)
     return {
         "seconds": statistics.median(whole),
         "bare_forward_s": statistics.median(bare),
         "times_bare_forward": statistics.median(a / b for a, b in zip(whole, bare)),
         "evaluations_for_one_built": built_s / statistics.median(whole),
+        "evaluations_for_one_copied": statistics.median(a / b for a, b in zip(copied, whole)),
     }
+
+
+def copy_compress_evaluate(bench: Workbench, policy: Policy) -> None:
+    """What an evaluation is without a bank: a copy compressed anew, exported, coded, and tried on the screening's pictures."""
+    calibration = bench.data.preprocess(bench.data.calibration.images)
+    compressed = apply_plan(make_plan(policy, bench.graph), bench.graph, bench.model, calibration)
+    settle_statistics(compressed.model)
+    onnx = export_onnx(compressed.model, calibration[:1], calibration=calibration[:RANGE_PICTURES])
+    encode(compressed.stored(), {})
+    part = bench.data.validation.take(slice(0, bench.settings.screen_pictures))
+    file_error(onnx, bench.data, part, 1)
 
 
 def evaluate(study: Study, evaluator: CandidateEvaluator, ledger: Ledger, number: int) -> dict[str, float]:

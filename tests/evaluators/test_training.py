@@ -284,3 +284,24 @@ def test_training_leaves_every_network_as_it_lay_in_memory():
     loss = distillation(teacher, 4.0, 0.7)
     train(student, data_of(), Recipe(epochs=1, batch_size=8, lr=0.01), seed=0, loss=loss)
     assert strides(student) == strides(teacher) == before
+
+
+def test_a_network_that_views_its_maps_as_vectors_trains_and_teaches():
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).relu().view(len(x), -1))
+
+    student = Views()
+    before = copy.deepcopy(student)
+    train(
+        student,
+        data_of(),
+        Recipe(epochs=1, batch_size=8, lr=0.01),
+        seed=0,
+        loss=distillation(copy.deepcopy(student), 4, 0.7),
+    )
+    assert not same_state(student, before)
