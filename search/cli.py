@@ -211,6 +211,25 @@ def schema(as_json: Json = False) -> None:
     _say(described, as_json, json.dumps(described, indent=2))
 
 
+@app.command(epilog="Example: `paretopress techniques`")
+def techniques(as_json: Json = False) -> None:
+    """List the ways to compress a layer: what each takes, reduces and exports."""
+    from .listing import listed
+
+    rows = listed()
+    if as_json:
+        _say({"techniques": rows}, True, "")
+        return
+    table = Table("technique", "what it is", show_lines=True)
+    for row in rows:
+        table.add_row(
+            f"{row['name']}\n{', '.join(row['rows'])}\nphase: {row['phase']}",
+            f"{row['title']} ({row['paper']})\ntakes: {row['layers']}\nreduces: {', '.join(row['reduces'])}\n"
+            f"exports: {row['exports']}",
+        )
+    Console().print(table)
+
+
 @data_app.command(epilog="Example: `paretopress data fetch mnist`")
 def fetch(
     name: Annotated[str, typer.Argument(help="mnist, fashion_mnist or cifar10.", metavar="NAME")],

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from ..errors import PolicyError
 from ..policy import Scalar, Step
-from .base import Calibration, LayerCost, LayerInfo, Phase, Technique
+from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
 from .drop_branch import DropBranch
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
@@ -34,6 +34,7 @@ TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] 
 
 __all__ = [
     "TECHNIQUES",
+    "About",
     "Calibration",
     "DropBranch",
     "LayerCost",

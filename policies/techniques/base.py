@@ -101,6 +101,38 @@ class Calibration:
     gradients: Tensor | None = None
 
 
+Reduction = Literal["stored bytes", "deployed bytes", "MACs", "latency"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a technique is, for the list of techniques.
+
+    Parameters
+    ----------
+    rows
+        Kinds of technique it covers, as the documentation numbers them: ``P1`` to ``P13`` prune, ``Q1`` to ``Q16`` quantize
+        and share, ``R1`` to ``R4`` factorize.
+    title
+        In a few words.
+    layers
+        Which it takes.
+    reduces
+        What falls. ``latency`` stands only where a runtime gains without a special kernel.
+    exports
+        What stands in the ONNX file.
+    paper
+        First author, year and arXiv number.
+    """
+
+    rows: tuple[str, ...]
+    title: str
+    layers: str
+    reduces: tuple[Reduction, ...]
+    exports: str
+    paper: str
+
+
 @runtime_checkable
 class Technique(Protocol):
     """One way to compress a layer: a frozen dataclass of its hyper-parameters.
@@ -109,6 +141,7 @@ class Technique(Protocol):
     """
 
     name: ClassVar[str]
+    about: ClassVar[About]
     phase: ClassVar[Phase]
     needs_calibration: ClassVar[bool]
     needs_gradients: ClassVar[bool]

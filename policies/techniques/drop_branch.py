@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import LayerInfo, Phase
+from .base import About, LayerInfo, Phase
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,19 @@ class DropBranch:
     """
 
     name: ClassVar[str] = "drop_branch"
+    about: ClassVar[About] = About(
+        ("P10",),
+        "drop residual blocks",
+        "layers that start a residual branch",
+        (
+            "stored bytes",
+            "deployed bytes",
+            "MACs",
+            "latency",
+        ),
+        "without the branch",
+        "Huang 2016, 1603.09382",
+    )
     phase: ClassVar[Phase] = Phase.REARCHITECT
 
     def check(self, layer: LayerInfo) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PolicyError
-from .base import LayerInfo, Phase
+from .base import About, LayerInfo, Phase
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,19 @@ class PruneChannels:
     """
 
     name: ClassVar[str] = "prune_channels"
+    about: ClassVar[About] = About(
+        ("P6",),
+        "drop whole channels with all that is coupled to them",
+        "convolutions and linear layers of a coupled group",
+        (
+            "stored bytes",
+            "deployed bytes",
+            "MACs",
+            "latency",
+        ),
+        "smaller layers",
+        "Fang 2023, 2301.12900",
+    )
     phase: ClassVar[Phase] = Phase.DROP
 
     sparsity: float

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import forms
 from ..errors import PolicyError
-from .base import Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo, Phase
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,17 @@ class PruneMagnitude:
     sparsity: float
 
     name: ClassVar[str] = "prune_magnitude"
+    about: ClassVar[About] = About(
+        (
+            "P1",
+            "P2",
+        ),
+        "drop the smallest weights",
+        "convolutions and linear layers",
+        ("stored bytes",),
+        "float32 with the effective weights",
+        "Han 2015, 1506.02626",
+    )
     phase: ClassVar[Phase] = Phase.PRUNE
     needs_calibration: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import forms
 from ..errors import PolicyError
 from ..second_order import prune
-from .base import Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo, Phase
 from .hessians import hessian_reason, layer_hessians, set_weight
 
 
@@ -31,6 +31,14 @@ class PruneOBS:
     sparsity: float
 
     name: ClassVar[str] = "prune_obs"
+    about: ClassVar[About] = About(
+        ("P5",),
+        "drop the weights that the output misses least, the others make up for them",
+        "convolutions of one group and linear layers",
+        ("stored bytes",),
+        "float32 with the effective weights",
+        "Frantar 2022, 2208.11580",
+    )
     phase: ClassVar[Phase] = Phase.PRUNE
     needs_calibration: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False

@@ -12,7 +12,7 @@ from .. import forms
 from ..errors import CandidateError, PolicyError
 from ..second_order import round_with_feedback
 from ..watching import watching
-from .base import Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo, Phase
 from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding, set_weight
 
 Activations = Literal["float32", "int8"]
@@ -43,6 +43,21 @@ class QuantizeUniform:
     rounding: Rounding = "nearest"
 
     name: ClassVar[str] = "quantize"
+    about: ClassVar[About] = About(
+        (
+            "Q1",
+            "Q16",
+        ),
+        "integer codes of 2 to 8 bit with a scale per channel",
+        "convolutions and linear layers",
+        (
+            "stored bytes",
+            "deployed bytes",
+            "latency",
+        ),
+        "8-bit layers where inputs are 8 bit too, else float32 with the effective weights",
+        "Jacob 2018, 1712.05877",
+    )
     phase: ClassVar[Phase] = Phase.QUANTIZE
     needs_calibration: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import forms
 from ..errors import PolicyError
 from ..second_order import round_with_feedback
-from .base import Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo, Phase
 from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding
 
 MAX_SWEEPS = 1000
@@ -38,6 +38,17 @@ class ShareKMeans:
     rounding: Rounding = "nearest"
 
     name: ClassVar[str] = "share"
+    about: ClassVar[About] = About(
+        (
+            "Q9",
+            "Q10",
+        ),
+        "weights share k values",
+        "convolutions and linear layers",
+        ("stored bytes",),
+        "float32 with the effective weights",
+        "Han 2016, 1510.00149",
+    )
     phase: ClassVar[Phase] = Phase.QUANTIZE
     needs_calibration: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from .base import Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo, Phase
 from .factors import FLOAT_BITS, linear_factor, require_plain, require_rank, truncated_svd
 
 
@@ -26,6 +26,18 @@ class SVDLinear:
     rank: int
 
     name: ClassVar[str] = "svd"
+    about: ClassVar[About] = About(
+        ("R1",),
+        "two thin layers in place of one",
+        "linear layers",
+        (
+            "stored bytes",
+            "deployed bytes",
+            "MACs",
+        ),
+        "smaller layers",
+        "Denton 2014, 1404.0736",
+    )
     phase: ClassVar[Phase] = Phase.FACTORIZE
     needs_calibration: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

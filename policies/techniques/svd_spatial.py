@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .base import Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo, Phase
 from .factors import FLOAT_BITS, conv_factor, conv_reason, require_plain, require_rank, truncated_svd
 
 
@@ -27,6 +27,18 @@ class SVDSpatial:
     rank: int
 
     name: ClassVar[str] = "svd_spatial"
+    about: ClassVar[About] = About(
+        ("R2",),
+        "a column and a row in place of a kernel",
+        "convolutions of one group and more than 1 x 1",
+        (
+            "stored bytes",
+            "deployed bytes",
+            "MACs",
+        ),
+        "smaller layers",
+        "Jaderberg 2014, 1405.3866",
+    )
     phase: ClassVar[Phase] = Phase.FACTORIZE
     needs_calibration: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

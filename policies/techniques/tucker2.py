@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo, Phase
 from .factors import FLOAT_BITS, conv_factor, conv_reason, require_plain, require_rank
 
 SWEEPS = 3
@@ -31,6 +31,18 @@ class Tucker2:
     rank_out: int
 
     name: ClassVar[str] = "tucker2"
+    about: ClassVar[About] = About(
+        ("R2",),
+        "two pointwise convolutions around a smaller one",
+        "convolutions of one group and more than 1 x 1",
+        (
+            "stored bytes",
+            "deployed bytes",
+            "MACs",
+        ),
+        "smaller layers",
+        "Kim 2016, 1511.06530",
+    )
     phase: ClassVar[Phase] = Phase.FACTORIZE
     needs_calibration: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

@@ -12,6 +12,7 @@ import paretopress as pp
 import pytest
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.models import build_model
+from paretopress.policies.techniques import TECHNIQUES
 from paretopress.search import api
 from paretopress.search.cli import run
 from paretopress.search.config import make_config, parse_yaml
@@ -136,6 +137,17 @@ def test_the_schema_is_json(done: Callable[..., dict[str, Any]], capsys: pytest.
     assert run(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == done("schema")
     assert set(done("schema")["properties"]) >= {"model", "data", "budgets", "space", "search"}
+
+
+def test_the_list_of_techniques_names_each_with_all_that_is_told_of_it(
+    done: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = done("techniques")["techniques"]
+    assert {row["name"] for row in rows} == set(TECHNIQUES)
+    assert all(row[key] for row in rows for key in ("rows", "phase", "title", "layers", "reduces", "exports", "paper"))
+    assert run(["techniques"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in TECHNIQUES)
 
 
 def test_the_summary_of_a_search_is_one_json_object(finished: Finished) -> None:
