@@ -9,7 +9,8 @@ from paretopress.policies.errors import ConfigError
 from paretopress.search.config import MAX_CONFIG_BYTES, Config, load_config, make_config, parse_yaml
 from pydantic import ValidationError
 
-CONFIGS = sorted((Path(paretopress.__file__).parent / "configs").glob("*.yaml"))
+FOLDER = Path(paretopress.__file__).parent / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 MODEL = {"name": "family:digits_cnn", "train": {"epochs": 1}}
 
 
@@ -189,7 +190,8 @@ def test_every_configuration_loads_and_comes_back_from_its_resolved_form(path: P
     resolved = tmp_path / "config.yaml"
     resolved.write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(resolved) == config
-    assert f"paretopress search configs/{path.name}" in path.read_text(encoding="utf-8"), "it says how it is run"
+    name = path.relative_to(FOLDER).as_posix()
+    assert f"paretopress search configs/{name}" in path.read_text(encoding="utf-8"), "it says how it is run"
 
 
 def test_the_resolved_form_holds_every_default() -> None:

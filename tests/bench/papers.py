@@ -1,0 +1,145 @@
+"""Published compressions of small networks, made again by ``paretopress search``; a row each in ``docs/results.md``.
+
+Run by ``make papers``. Each configuration of ``configs/papers`` is searched in ``runs/papers``; what is there already is not
+searched again. Networks that share a recipe share the weights of whichever was trained first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paretopress.search.config import Config, load_config
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "papers"
+RUNS = ROOT / "runs" / "papers"
+RESULTS = ROOT / "docs" / "results.md"
+START, END = "<!-- papers: start -->", "<!-- papers: end -->"
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of a paper.
+
+    Parameters
+    ----------
+    what
+        Method and network.
+    error_pct
+        Test error.
+    times
+        How many times less there is of ``counted``; ``None`` where the paper does not say.
+    counted
+        ``stored``: bytes of the file; ``weights``: weights that are not zero.
+    paper
+        Where the figure stands.
+    """
+
+    what: str
+    error_pct: float
+    times: float | None
+    counted: str
+    paper: str
+
+
+PUBLISHED = {
+    "deep_compression_lenet300": Published(
+        "Deep Compression, LeNet-300-100", 1.58, 40, "stored", "1510.00149, table 1"
+    ),
+    "deep_compression_lenet5": Published("Deep Compression, LeNet-5", 0.74, 39, "stored", "1510.00149, table 1"),
+    "surgery_lenet300": Published("Dynamic Network Surgery, LeNet-300-100", 1.99, 56, "weights", "1608.04493, table 1"),
+    "surgery_lenet5": Published("Dynamic Network Surgery, LeNet-5", 0.91, 108, "weights", "1608.04493, table 1"),
+}
+
+
+def reach(name: str) -> dict[str, Any]:
+    """Search one configuration; its best member on validation pictures, and the seconds it took."""
+    path, out = CONFIGS / f"{name}.yaml", RUNS / name
+    config = load_config(path)
+    weights = RUNS / f"dense-{_recipe(config)}.safetensors"
+    changes = ["--set", f"model.weights={weights}", "--set", "model.train=null"] if weights.is_file() else []
+    start = time.perf_counter()
+    program = [sys.executable, "-c", "from paretopress.search.cli import main; main()"]
+    command = [*program, "search", str(path), "--out", str(out), *changes]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=None)
+    seconds = time.perf_counter() - start
+    if not changes:
+        shutil.copy(out / "dense.safetensors", weights)
+    found = json.loads((out / "front.json").read_text())
+    metrics = min((member["metrics"] for member in found["front"]), key=lambda m: m["validation_error_pct"])
+    dense = found["baseline"]
+    return {
+        "error_pct": metrics["error_pct"],
+        "stored_bytes": metrics["stored_bytes"],
+        "params": metrics["params"],
+        "dense_error_pct": dense["error_pct"],
+        "dense_params": dense["params"],
+        "seconds": seconds,
+        "trained_first": not changes,
+    }
+
+
+def _recipe(config: Config) -> str:
+    """What the dense weights follow from."""
+    text = json.dumps([config.model.model_dump(mode="json"), config.data.model_dump(mode="json"), config.seed])
+    return f"{config.model.name.partition(':')[2]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def times(published: Published, row: dict[str, Any]) -> float:
+    """How many times less the reached network has of what the paper counts."""
+    if published.counted == "stored":
+        return float(FLOAT_BYTES * row["dense_params"] / row["stored_bytes"])
+    return float(row["dense_params"] / row["params"])
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| what | published | reached | stored | dense | seconds | paper |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, published in PUBLISHED.items():
+        if name not in rows:
+            continue
+        row = rows[name]
+        claimed = "" if published.times is None else f", {published.times:g}x"
+        counted = "" if published.times is None else f", {times(published, row):.1f}x {published.counted}"
+        training = " with the dense network's training" if row["trained_first"] else ""
+        lines.append(
+            f"| {published.what} | {published.error_pct:.2f} %{claimed} | {row['error_pct']:.2f} %{counted} |"
+            f" {row['stored_bytes']:,} B | {row['dense_error_pct']:.2f} % | {row['seconds']:.0f}{training} |"
+            f" {published.paper} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reach every figure that is not reached yet, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*PUBLISHED, []], help="which; all where not given")
+    given = parser.parse_args()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    record = RUNS / "papers.json"
+    rows: dict[str, dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else {}
+    for name in given.names or PUBLISHED:
+        if name not in rows or given.names:
+            print(f"papers: {name}", file=sys.stderr, flush=True)
+            rows[name] = reach(name)
+            record.write_text(json.dumps(rows, indent=1))
+    before, _, rest = RESULTS.read_text().partition(START)
+    RESULTS.write_text(f"{before}{START}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
