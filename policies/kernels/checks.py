@@ -60,3 +60,19 @@ def require_channels(kernel: str, x: np.ndarray, channels: int) -> None:
         raise InputError(
             f"{kernel}: expected x with the {channels} channels of the weight, got {x.shape[1]} (shape {x.shape})"
         )
+
+
+def output(kernel: str, out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """``out`` if it can be written to as a contiguous float32 array of the shape; a new array where there is none.
+
+    Raises
+    ------
+    InputError
+        Where it cannot.
+    """
+    if out is None:
+        return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or not out.flags.carray or out.shape != shape:
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"{kernel}: expected out as a contiguous, writable float32 array {shape}, got {got}")
+    return out

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
-from .checks import numba_needed, require_channels, require_floats
+from .checks import numba_needed, output, require_channels, require_floats
 
 NAME = "sparse_pointwise"
 # Floats of a tile of the input, over all channels: they stay in the second-level cache. A tile is whole blocks of 64.
@@ -59,7 +59,7 @@ def pack_sparse_weight(weight: np.ndarray) -> SparseWeight:
     )
 
 
-def sparse_pointwise(x: np.ndarray, weight: SparseWeight) -> np.ndarray:
+def sparse_pointwise(x: np.ndarray, weight: SparseWeight, *, out: np.ndarray | None = None) -> np.ndarray:
     """The 1x1 convolution of ``x`` with stride 1, one group and no bias; zeros of the weight cost nothing.
 
     Zeros of the weight are not multiplied with: an inf or nan of the input meets only the weights that are stored.
@@ -70,6 +70,8 @@ def sparse_pointwise(x: np.ndarray, weight: SparseWeight) -> np.ndarray:
         (N, C, H, W) float32.
     weight
         Of ``pack_sparse_weight``.
+    out
+        An array of the result's shape to write to, so that calls in a loop need no new memory; it shares none with x.
 
     Returns
     -------
@@ -87,11 +89,15 @@ def sparse_pointwise(x: np.ndarray, weight: SparseWeight) -> np.ndarray:
     with numba_needed(NAME):
         from . import sparse_loops
     images, _, height, width = x.shape
-    pixels = x.reshape(images, channels, height * width)
-    room = max(height * width, sparse_loops.FLOAT_LANES)
-    if room > height * width:
-        pixels = np.pad(pixels, ((0, 0), (0, 0), (0, room - height * width)))
-    out = np.empty((images, filters, room), np.float32)
+    size = height * width
+    out = output(NAME, out, (images, filters, height, width))
+    pixels, results = x.reshape(images, channels, size), out.reshape(images, filters, size)
     tile = max(TILE_FLOATS // channels // BLOCK, 1) * BLOCK
-    sparse_loops.multiply(pixels, weight.values, weight.columns, weight.row_starts, tile, out)
-    return np.ascontiguousarray(out[:, :, : height * width]).reshape(images, filters, height, width)
+    if size >= sparse_loops.FLOAT_LANES:
+        sparse_loops.multiply(pixels, weight.values, weight.columns, weight.row_starts, tile, results)
+        return out
+    pixels = np.pad(pixels, ((0, 0), (0, 0), (0, sparse_loops.FLOAT_LANES - size)))
+    padded = np.empty((images, filters, sparse_loops.FLOAT_LANES), np.float32)
+    sparse_loops.multiply(pixels, weight.values, weight.columns, weight.row_starts, tile, padded)
+    results[:] = padded[:, :, :size]
+    return out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
-from .checks import numba_needed, require_channels, require_floats
+from .checks import numba_needed, output, require_channels, require_floats
 
 NAME = "xnor_conv2d"
 WORD = 64
@@ -63,7 +63,9 @@ def pack_binary_weight(weight: np.ndarray) -> BinaryWeight:
     )
 
 
-def xnor_conv2d(x: np.ndarray, weight: BinaryWeight, *, stride: Pair = 1, padding: Pair = 0) -> np.ndarray:
+def xnor_conv2d(
+    x: np.ndarray, weight: BinaryWeight, *, stride: Pair = 1, padding: Pair = 0, out: np.ndarray | None = None
+) -> np.ndarray:
     """``K * alpha * (sign(x) (*) sign(W))`` (1603.05279, eq. 11), with one group and no dilation.
 
     ``K`` is the mean of ``|x|`` over the channels, box filtered over the kernel's window. Padding is exactly 0, in
@@ -78,6 +80,8 @@ def xnor_conv2d(x: np.ndarray, weight: BinaryWeight, *, stride: Pair = 1, paddin
         Of ``pack_binary_weight``.
     stride, padding
         Of both axes, or (rows, columns).
+    out
+        An array of the result's shape to write to, so that calls in a loop need no new memory; it shares none with x.
 
     Returns
     -------
@@ -106,12 +110,14 @@ def xnor_conv2d(x: np.ndarray, weight: BinaryWeight, *, stride: Pair = 1, paddin
     if pixels.shape[2] < xnor_loops.FLOAT_LANES:
         pixels = np.pad(pixels, ((0, 0), (0, 0), (0, xnor_loops.FLOAT_LANES - pixels.shape[2])))
     border = (plan.edge_pixels, plan.edge_kinds, weight.sign_sums @ plan.padded_taps)
-    out = np.empty((images, filters, plan.starts.size), np.float32)
+    out = output(NAME, out, (images, filters, *plan.out_size))
     tile = max(TILE_WORDS // weight.words.shape[1], 1) // 8 * 8 or 8
     windows = (plan.starts, plan.steps, tuple(kernel), stride, plan.out_size)
     packed = (weight.words, weight.alpha)
-    xnor_loops.convolve(pixels, plan.map_shape, windows, packed, border, tile, out)
-    return out.reshape(images, filters, *plan.out_size)
+    xnor_loops.convolve(
+        pixels, plan.map_shape, windows, packed, border, tile, out.reshape(images, filters, plan.starts.size)
+    )
+    return out
 
 
 @dataclass(frozen=True)

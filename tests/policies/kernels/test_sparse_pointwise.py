@@ -57,6 +57,16 @@ def test_only_nonzero_weights_are_stored_row_after_row() -> None:
     assert packed.row_starts.tolist() == [0, 1, 1, 3]
 
 
+@pytest.mark.parametrize("size", [2, 6])
+def test_writes_to_an_array_that_is_given(size: int) -> None:
+    x = np.random.default_rng(1).standard_normal((2, 4, size, size), dtype=np.float32)
+    packed, out = pack_sparse_weight(sparse(3, 4, 0.5)), np.full((2, 3, size, size), np.nan, np.float32)
+    assert sparse_pointwise(x, packed, out=out) is out
+    assert np.array_equal(out, sparse_pointwise(x, packed))
+    with pytest.raises(InputError, match=r"expected out as a contiguous, writable float32 array .* got float32 \(3,"):
+        sparse_pointwise(x, packed, out=np.empty((3, 3, size, size), np.float32))
+
+
 WEIGHT = pack_sparse_weight(np.ones((2, 4, 1, 1), np.float32))
 
 

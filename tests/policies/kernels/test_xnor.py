@@ -87,6 +87,13 @@ def test_takes_inputs_that_are_not_contiguous_and_empty_batches() -> None:
     assert xnor_conv2d(x[:0], pack_binary_weight(weight)).shape == (0, 2, 4, 5)
 
 
+def test_writes_to_an_array_that_is_given() -> None:
+    x, weight = pictures(2, 6, 5, 5), pack_binary_weight(pictures(3, 6, 3, 3, seed=1))
+    out = np.full((2, 3, 3, 3), np.nan, np.float32)
+    assert xnor_conv2d(x, weight, out=out) is out
+    assert np.array_equal(out, xnor_conv2d(x, weight))
+
+
 WEIGHT = pack_binary_weight(np.ones((2, 4, 3, 3), np.float32))
 
 
@@ -98,6 +105,11 @@ WEIGHT = pack_binary_weight(np.ones((2, 4, 3, 3), np.float32))
         (torch.ones(1, 4, 5, 5), {}, r"expected x \(N, C, H, W\) as a numpy array, got Tensor"),
         (np.ones((1, 3, 5, 5), np.float32), {}, r"expected x with the 4 channels of the weight, got 3"),
         (np.ones((1, 4, 2, 5), np.float32), {}, r"no smaller than the kernel \(3, 3\), got \(2, 5\).*pad more"),
+        (
+            np.ones((1, 4, 5, 5), np.float32),
+            {"out": np.ones((1, 2, 3, 3))},
+            r"expected out .* got float64 \(1, 2, 3, 3\)",
+        ),
         (np.ones((1, 4, 5, 5), np.float32), {"stride": 0}, r"expected stride as a whole number of at least 1 .* got 0"),
         (np.ones((1, 4, 5, 5), np.float32), {"padding": (1, -1)}, r"expected padding .* at least 0 .* got \(1, -1\)"),
     ],
