@@ -1,7 +1,8 @@
 # make demo   set everything up and run the quick start to a report
 # make test   set everything up and pass the tests
 # make check  lint, format, types, import rules
-# make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime)
+# make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime;
+#             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime)
 # make bench-search  methods of search on frozen problems, 10 seeds: runs/bench-search.json and .html
 # make papers  published figures on MNIST beside ours, into docs/results.md (about an hour; what is done is not done again)
 
@@ -9,7 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-search papers clean
+.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search papers clean
 
 setup: .venv/.ready
 
@@ -36,6 +37,9 @@ bench: setup
 
 bench-kernels: setup
 	@$(BIN)/python -m paretopress.tests.bench.kernels
+
+bench-own-kernels: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.own_kernels
 
 bench-search: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.tabular --json runs/bench-search.json --html runs/bench-search.html
