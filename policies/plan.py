@@ -157,12 +157,11 @@ def _plan_layer(
             complaints.append(f"layer '{layer.name}': {other} and {technique.name} exclude each other; keep one")
         else:
             chosen[technique.phase] = (technique, step)
-    for (one, _), (other, _) in itertools.permutations(chosen.values(), 2):
-        reason = one.clash(other) if isinstance(one, Clashing) else None
+    for first, second in itertools.permutations([technique for technique, _ in chosen.values()], 2):
+        reason = first.clash(second) if isinstance(first, Clashing) else None
         if reason is not None:
-            complaints.append(
-                f"layer '{layer.name}': {one.name} and {other.name} exclude each other: {reason}; keep one"
-            )
+            pair = f"{first.name} and {second.name}"
+            complaints.append(f"layer '{layer.name}': {pair} exclude each other: {reason}; keep one")
     return LayerPlan(layer, tuple(t for t, _ in chosen.values())), [s for _, s in chosen.values()]
 
 

@@ -28,7 +28,7 @@ import numpy as np
 _GOLDEN, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 Shape = tuple[int, ...]
-Stack = Callable[[Sequence[Any], int], Any]
+Stack = Callable[[Any, int], Any]
 """Puts arrays along a new axis: ``np.stack`` or ``torch.stack``."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class GeneratedWeight(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         constants = [getattr(self, name) for name in self._names]
-        return cast(Tensor, GENERATORS[self.kind].combine(values, constants, self.shape, cast(Any, torch.stack)))
+        return cast(Tensor, GENERATORS[self.kind].combine(values, constants, self.shape, torch.stack))
 
     def right_inverse(self, _: Tensor) -> Tensor:
         return self._values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -166,8 +166,8 @@ def _four_layers(layer: nn.Conv2d, factors: list[Tensor]) -> nn.Sequential:
     # The words "same" and "valid" mean the same for each axis alone.
     padding = layer.padding
     pad_y, pad_x = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
-    down = {"stride": (stride_y, 1), "padding": pad_y, "dilation": (dilation_y, 1), "groups": rank}
-    across = {"stride": (1, stride_x), "padding": pad_x, "dilation": (1, dilation_x), "groups": rank}
+    down: dict[str, Any] = {"stride": (stride_y, 1), "padding": pad_y, "dilation": (dilation_y, 1), "groups": rank}
+    across: dict[str, Any] = {"stride": (1, stride_x), "padding": pad_x, "dilation": (1, dilation_x), "groups": rank}
     return nn.Sequential(
         conv_factor(inwards.T[:, :, None, None], layer),
         conv_factor(vertical.T[:, None, :, None], layer, **down),

@@ -126,7 +126,7 @@ def two_layers(layer: nn.Conv2d | nn.Linear, left: Tensor, right: Tensor) -> nn.
     """Layers with the weights ``right`` (rank, in * kh * kw), in the layer's own geometry, and ``left`` (out, rank)."""
     if isinstance(layer, nn.Linear):
         return nn.Sequential(linear_factor(right, layer), linear_factor(left, layer, layer.bias)).train(layer.training)
-    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    geometry: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     first = conv_factor(right.reshape(-1, *layer.weight.shape[1:]), layer, **geometry)
     return nn.Sequential(first, conv_factor(left[:, :, None, None], layer, layer.bias)).train(layer.training)
 
