@@ -34,6 +34,7 @@ from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
 from ..policies.stored_layers import read_layer
 from ..policies.techniques import Calibration, Phase, Technique
+from ..policies.techniques.base import Outlined, outline
 from ..policies.techniques.hessians import hessian_reason
 from .observe import Observations, as_channels
 
@@ -273,7 +274,8 @@ class Bank:
         # Factors have shapes of their own, which only making them tells.
         for technique in techniques:
             if technique.phase <= Phase.FACTORIZE:
-                module = _carry_out(technique, name, module, self._asked(name, cuts, technique, seen))
+                asked = None if isinstance(technique, Outlined) else self._asked(name, cuts, technique, seen)
+                module = _carry_out(technique, name, module, asked, shapes_alone=True)
         try:
             read_layer(data, module, pruned=any(technique.phase == Phase.PRUNE for technique in techniques))
         except FormatError:
@@ -402,10 +404,12 @@ def coded_bytes(module: nn.Module) -> int:
     return len(encode(tensors, {})) - _EMPTY_BYTES
 
 
-def _carry_out(technique: Technique, name: str, module: nn.Module, asked: Calibration | None) -> nn.Module:
+def _carry_out(
+    technique: Technique, name: str, module: nn.Module, asked: Calibration | None, shapes_alone: bool = False
+) -> nn.Module:
     try:
         with torch.no_grad():
-            return technique.apply(module, asked)
+            return outline(technique, module, asked) if shapes_alone else technique.apply(module, asked)
     # A layer of the user's own kind may be refused only here, where its forward pass is known.
     except (PolicyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error

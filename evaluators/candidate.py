@@ -23,7 +23,7 @@ from ..policies.export.onnx import export_onnx
 from ..policies.export.tracing import OnnxTracer
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import ModelGraph, input_energies
-from ..policies.plan import Plan, before, make_plan
+from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
 from ..policies.policy import Policy
 from ..policies.stored_layers import write_layer
 from ..policies.techniques import Phase
@@ -287,7 +287,8 @@ class CandidateEvaluator:
         first, second = halves(recipe, share)
         # What the Hessian pruned is a good start; by magnitude alone, sparsity has to rise step by step.
         solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
-        early = self._own(self._compress_plan(before(plan, Phase.QUANTIZE if solved else Phase.PRUNE)))
+        first_plan = before(plan, Phase.QUANTIZE) if solved else before_rising_sparsity(plan)
+        early = self._own(self._compress_plan(first_plan))
         loss = self._distillation()
         inner = _inner_targets(early.model, targets)
         prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss)

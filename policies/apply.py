@@ -31,6 +31,7 @@ from .layout import laid_out
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
 from .techniques import Calibration, Phase, Technique
+from .techniques.base import outline
 from .techniques.hessians import SecondOrder
 from .watching import watching
 
@@ -121,7 +122,7 @@ def restore(
         module = model.get_submodule(layer.layer.name)
         for technique in layer.techniques:
             if technique.phase == Phase.FACTORIZE:
-                module = technique.apply(module, None)
+                module = outline(technique, module)
         _replace(model, layer.layer.name, module)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     try:

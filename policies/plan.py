@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
 from .policy import Policy, Step
 from .techniques import DropBranch, PruneChannels, Technique, build
-from .techniques.base import LayerInfo, Phase
+from .techniques.base import Clashing, LayerInfo, Phase
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,16 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
 
 def before(plan: Plan, phase: Phase) -> Plan:
     """The plan's earlier phases alone."""
-    layers = [replace(p, techniques=tuple(t for t in p.techniques if t.phase < phase)) for p in plan.layers]
+    return _only(plan, lambda t: t.phase < phase)
+
+
+def before_rising_sparsity(plan: Plan) -> Plan:
+    """The plan without what is left to pruning while training, and without what follows on pruning."""
+    return _only(plan, lambda t: t.phase < Phase.PRUNE or (t.phase == Phase.PRUNE and not hasattr(t, "sparsity")))
+
+
+def _only(plan: Plan, wanted: Callable[[Technique], bool]) -> Plan:
+    layers = [replace(p, techniques=tuple(t for t in p.techniques if wanted(t))) for p in plan.layers]
     return replace(plan, layers=tuple(p for p in layers if p.techniques))
 
 
@@ -147,6 +157,11 @@ def _plan_layer(
             complaints.append(f"layer '{layer.name}': {other} and {technique.name} exclude each other; keep one")
         else:
             chosen[technique.phase] = (technique, step)
+    for first, second in itertools.permutations([technique for technique, _ in chosen.values()], 2):
+        reason = first.clash(second) if isinstance(first, Clashing) else None
+        if reason is not None:
+            pair = f"{first.name} and {second.name}"
+            complaints.append(f"layer '{layer.name}': {pair} exclude each other: {reason}; keep one")
     return LayerPlan(layer, tuple(t for t, _ in chosen.values())), [s for _, s in chosen.values()]
 
 

@@ -129,9 +129,9 @@ def prune(weight: Tensor, hessian: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         mask = _highest(saliency, left)
         # Damping bounds the condition, so that single precision does to rank the weights, at twice the speed.
         if left > keep:
-            _, saliency = (found.double() for found in _resolved(h.float(), target.float(), mask))
+            _, saliency = (found.double() for found in resolved(h.float(), target.float(), mask))
         else:
-            solution, _ = _resolved(h, target, mask, rank=False)
+            solution, _ = resolved(h, target, mask, rank=False)
     return mask.view_as(weight), solution.to(weight.dtype).view_as(weight)
 
 
@@ -241,7 +241,7 @@ def _submatrices(h: Tensor, kept: Tensor, valid: Tensor) -> Tensor:
     return parts
 
 
-def _resolved(h: Tensor, target: Tensor, mask: Tensor, rank: bool = True) -> tuple[Tensor, Tensor]:
+def resolved(h: Tensor, target: Tensor, mask: Tensor, rank: bool = True) -> tuple[Tensor, Tensor]:
     """Each row's optimum on what it keeps, and (to ``rank``) the saliencies there; zero and -inf elsewhere.
 
     ``target`` is ``W H``.

@@ -16,9 +16,10 @@ import numpy as np
 
 from .entries import Entry
 from .floats import DTYPES
+from .generated_payload import is_generated, parameters, read_generated, write_generated
 from .payloads import read_masked, read_shared, read_sparse, read_uniform, write_codebook, write_sparse, write_uniform
 from .stream import Reader, Writer
-from .tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+from .tensors import CodebookTensor, DenseTensor, GeneratedTensor, SparseTensor, StoredTensor, UniformTensor
 
 CODES = tuple(np.dtype(name) for name in ("int32", "uint8", "int64", "int8", "int16", "uint16", "uint32", "uint64"))
 TYPE_COLUMNS = (DTYPES, CODES)
@@ -145,8 +146,16 @@ KINDS: tuple[Kind, ...] = (
         table="scales",
         values=lambda x: x.scales,
     ),
+    Kind(
+        takes=lambda x: isinstance(x, GeneratedTensor),
+        describe=lambda name, form, x: Entry(name, form, tuple(x.shape)),
+        is_valid=is_generated,
+        write=write_generated,
+        read=read_generated,
+        arrays=parameters,
+    ),
 )
-"""In the order of their form: dense, sparse, codebook, codebook with a mask, uniform."""
+"""In the order of their form: dense, sparse, codebook, codebook with a mask, uniform, generated."""
 
 _FIRST_KINDS = 5
 """Kinds that version 1 has."""

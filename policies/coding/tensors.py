@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .generated import GENERATORS
+
 
 @dataclass(frozen=True, eq=False)
 class DenseTensor:
@@ -93,4 +95,34 @@ class UniformTensor:
         return self.codes.astype(np.float32) * scales
 
 
-StoredTensor = DenseTensor | SparseTensor | CodebookTensor | UniformTensor
+@dataclass(frozen=True, eq=False)
+class GeneratedTensor:
+    """A weight that is made from few parameters: circulant, Toeplitz or Fastfood, see ``generated``.
+
+    Parameters
+    ----------
+    kind
+        Of ``generated.GENERATORS``.
+    values
+        (count,) float32, the parameters; as many as the kind wants for this shape.
+    shape
+        Of the weight, at least two dimensions, none of them 0.
+    block
+        Size of a block, at least 1; of no account to Fastfood.
+    seed
+        Of signs and permutations, in [0, 2^31).
+    """
+
+    kind: str
+    values: np.ndarray
+    shape: tuple[int, ...]
+    block: int
+    seed: int
+
+    def decode(self) -> np.ndarray:
+        made = GENERATORS[self.kind]
+        weight = made.combine(self.values, made.constants(self.shape, self.block, self.seed), self.shape, np.stack)
+        return np.asarray(weight, np.float32)
+
+
+StoredTensor = DenseTensor | SparseTensor | CodebookTensor | UniformTensor | GeneratedTensor

@@ -19,6 +19,7 @@ from .base import (
     stored_weight,
     weighted_modules,
 )
+from .generated import GeneratedWeight
 from .input_range import INPUT_RANGE, drop_input_range, is_input_quantized, set_input_range
 from .masked import MaskedWeight
 from .shared import SharedWeight
@@ -28,6 +29,7 @@ __all__ = [
     "INPUT_RANGE",
     "WEIGHTED",
     "Form",
+    "GeneratedWeight",
     "MaskedWeight",
     "SharedWeight",
     "UniformWeight",

@@ -10,25 +10,37 @@ from typing import Any, get_type_hints
 from ..errors import PolicyError
 from ..policy import Scalar, Step
 from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
+from .circulant import Circulant
+from .cp import CP
 from .drop_branch import DropBranch
+from .fastfood import Fastfood
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
+from .prune_nm import PruneNM
 from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
 from .share_kmeans import ShareKMeans
+from .svd_channel import SVDChannel
 from .svd_linear import SVDLinear
 from .svd_spatial import SVDSpatial
+from .toeplitz import Toeplitz
 from .tucker2 import Tucker2
 
 TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] = {
+    "circulant": Circulant,
+    "cp": CP,
     "drop_branch": DropBranch,
+    "fastfood": Fastfood,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
+    "prune_nm": PruneNM,
     "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
     "share": ShareKMeans,
     "svd": SVDLinear,
+    "svd_channel": SVDChannel,
     "svd_spatial": SVDSpatial,
+    "toeplitz": Toeplitz,
     "tucker2": Tucker2,
 }
 

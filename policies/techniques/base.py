@@ -166,3 +166,26 @@ class Technique(Protocol):
     def cost(self, layer: LayerInfo) -> LayerCost:
         """What will be left of a layer that nothing else was done to."""
         ...
+
+
+@runtime_checkable
+class Clashing(Protocol):
+    """A technique that others make no sense with on the same layer."""
+
+    def clash(self, other: Technique) -> str | None:
+        """Why the two exclude each other, or ``None``."""
+        ...
+
+
+@runtime_checkable
+class Outlined(Protocol):
+    """A technique whose result has shapes that can be told without its work, or without inputs."""
+
+    def outline(self, module: nn.Module) -> nn.Module:
+        """The layers that ``apply`` makes, their weights of no account."""
+        ...
+
+
+def outline(technique: Technique, module: nn.Module, calibration: Calibration | None = None) -> nn.Module:
+    """Layers of the shapes that a technique leaves, in the cheapest way there is; their weights are of no account."""
+    return technique.outline(module) if isinstance(technique, Outlined) else technique.apply(module, calibration)

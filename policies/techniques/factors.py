@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PolicyError
-from .base import LayerInfo
+from ..second_order import damped
+from .base import Calibration, LayerCost, LayerInfo, Technique
+from .hessians import layer_hessians
 
 FLOAT_BITS = 32
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Whitening = Literal["none", "activations"]
 
 
 def require_rank(technique: str, parameter: str, rank: object) -> None:
@@ -26,6 +29,18 @@ def require_rank(technique: str, parameter: str, rank: object) -> None:
     """
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise PolicyError(f"{technique}: expected {parameter} as a whole number of at least 1, got {rank!r}")
+
+
+def require_whitening(technique: str, whitening: object) -> None:
+    """Refuse an unknown kind of whitening.
+
+    Raises
+    ------
+    PolicyError
+        Naming the technique and the kinds.
+    """
+    if whitening not in get_args(Whitening):
+        raise PolicyError(f"{technique}: expected whitening {' or '.join(get_args(Whitening))}, got {whitening!r}")
 
 
 def require_plain(technique: str, module: nn.Module, expected: type[Layer]) -> Layer:
@@ -63,6 +78,79 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (u[:, :rank] * root).to(matrix.dtype), (root[:, None] * vh[:rank]).to(matrix.dtype)
 
 
+def whitened_svd(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The approximation of a given rank whose outputs err least on inputs of this second moment, evenly split.
+
+    ``tr (W' - W) C (W' - W)^T`` is least for ``W' = U U^T W``, ``U`` being the leading left singular vectors of
+    ``W C^(1/2)``, the principal axes of the outputs (Zhang 2016, 1505.06798, eq. 3 and 4; no root is inverted). Since ``C``
+    is damped, ``C + a I``, weights on silent inputs stay near, and the outputs never err more than with ``truncated_svd``.
+
+    Parameters
+    ----------
+    matrix
+        (m, n).
+    second_moment
+        (n, n) mean of ``x x^T``.
+
+    Returns
+    -------
+    tuple
+        As ``truncated_svd``.
+    """
+    work = matrix.detach().double()
+    root = torch.linalg.cholesky(damped(second_moment))
+    left = torch.linalg.svd(work @ root, full_matrices=False).U[:, :rank]
+    right = left.T @ work
+    scale = right.norm(dim=1).sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (left * scale).to(matrix.dtype), (right / scale[:, None]).to(matrix.dtype)
+
+
+def matrix_factors(
+    technique: str, layer: nn.Conv2d | nn.Linear, rank: int, whitening: Whitening, calibration: Calibration | None
+) -> tuple[Tensor, Tensor]:
+    """``left`` (out, rank) and ``right`` (rank, in * kh * kw) of a layer's weight, for the weight or for the outputs.
+
+    Raises
+    ------
+    PolicyError
+        Where outputs are asked for without calibration inputs.
+    """
+    matrix = layer.weight.detach().flatten(1)
+    if whitening == "none":
+        return truncated_svd(matrix, rank)
+    return whitened_svd(matrix, layer_hessians(technique, layer, [layer], calibration)[0], rank)
+
+
+def two_layers(layer: nn.Conv2d | nn.Linear, left: Tensor, right: Tensor) -> nn.Sequential:
+    """Layers with the weights ``right`` (rank, in * kh * kw), in the layer's own geometry, and ``left`` (out, rank)."""
+    if isinstance(layer, nn.Linear):
+        return nn.Sequential(linear_factor(right, layer), linear_factor(left, layer, layer.bias)).train(layer.training)
+    geometry: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    first = conv_factor(right.reshape(-1, *layer.weight.shape[1:]), layer, **geometry)
+    return nn.Sequential(first, conv_factor(left[:, :, None, None], layer, layer.bias)).train(layer.training)
+
+
+def unfilled(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Sequential:
+    """As ``two_layers``, with weights of zero."""
+    inputs = layer.weight[0].numel()
+    return two_layers(layer, layer.weight.new_zeros(len(layer.weight), rank), layer.weight.new_zeros(rank, inputs))
+
+
+def two_layer_cost(layer: LayerInfo, rank: int) -> LayerCost:
+    """What ``two_layers`` of a rank below the layer's own leave."""
+    weights = rank * (layer.weight_shape[0] + layer.weights // layer.weight_shape[0])
+    return LayerCost(layer.macs // layer.weights * weights, float(FLOAT_BITS * weights))
+
+
+def dearer_reason(technique: Technique, layer: LayerInfo) -> str | None:
+    """Why factors make a layer no cheaper: they would multiply as often as it does; or ``None``."""
+    macs = layer.macs if technique.is_identity(layer) else technique.cost(layer).macs
+    if macs < layer.macs or technique.is_identity(layer):
+        return None
+    return f"'{layer.name}' takes {layer.macs} MACs and its factors would take {macs}; lower the rank or leave it out"
+
+
 def linear_factor(weight: Tensor, like: nn.Linear, bias: Tensor | None = None) -> nn.Linear:
     """A linear layer with this weight (out, in), trainable and in training mode as ``like`` is."""
     out_features, in_features = weight.shape
@@ -70,8 +158,9 @@ def linear_factor(weight: Tensor, like: nn.Linear, bias: Tensor | None = None) -
 
 
 def conv_factor(weight: Tensor, like: nn.Conv2d, bias: Tensor | None = None, **geometry: Any) -> nn.Conv2d:
-    """A convolution with this weight (out, in, kh, kw) and ``like``'s padding mode, trainable as ``like`` is."""
-    out_channels, in_channels, *kernel = weight.shape
+    """A convolution with this weight (out, in / groups, kh, kw) and ``like``'s padding mode, trainable as ``like`` is."""
+    out_channels, per_group, *kernel = weight.shape
+    in_channels = per_group * geometry.get("groups", 1)
     size = (kernel[0], kernel[1])
     layer = nn.Conv2d(
         in_channels, out_channels, size, bias=False, padding_mode=like.padding_mode, device="meta", **geometry
@@ -90,10 +179,15 @@ def conv_reason(layer: LayerInfo) -> str | None:
     """Why a layer is no dense k x k convolution that can be split into factors, or ``None``."""
     if layer.kind != "conv2d":
         return f"'{layer.name}' is a {layer.kind} layer; only convolutions can be split this way"
+    if layer.groups == 1 and layer.weight_shape[2:] == (1, 1):
+        return f"'{layer.name}' has a 1 x 1 kernel; there is no kernel to split, svd takes it"
+    return dense_reason(layer)
+
+
+def dense_reason(layer: LayerInfo) -> str | None:
+    """Why a convolution's outputs are not all made by one matrix from inputs that its geometry tells, or ``None``."""
     if layer.groups != 1:
         return f"'{layer.name}' has {layer.groups} groups; only ungrouped convolutions can be split this way"
-    if layer.weight_shape[2:] == (1, 1):
-        return f"'{layer.name}' has a 1 x 1 kernel; there is no kernel to split"
     if tuple(_output_sizes(layer)) != layer.output_shape[1:]:
         return f"'{layer.name}' pads its input in a way that its stride, padding and dilation do not tell"
     return None

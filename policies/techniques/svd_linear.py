@@ -1,4 +1,4 @@
-"""Truncated SVD of a linear layer."""
+"""Truncated SVD of a linear layer or a 1 x 1 convolution."""
 
 from __future__ import annotations
 
@@ -8,35 +8,46 @@ from typing import ClassVar
 from torch import nn
 
 from .base import About, Calibration, LayerCost, LayerInfo, Phase
-from .factors import FLOAT_BITS, linear_factor, require_plain, require_rank, truncated_svd
+from .factors import (
+    FLOAT_BITS,
+    Whitening,
+    dense_reason,
+    matrix_factors,
+    require_plain,
+    require_rank,
+    require_whitening,
+    two_layer_cost,
+    two_layers,
+    unfilled,
+)
 
 
 @dataclass(frozen=True)
 class SVDLinear:
-    """A linear layer (in -> out) as two (in -> rank -> out), by truncated SVD (Denton 2014, 1404.0736, section 3.2).
+    """A layer (in -> out) as two (in -> rank -> out), by truncated SVD (Denton 2014, 1404.0736, section 3.2).
 
-    The Frobenius error is the root sum of the squared singular values that were dropped: the least at this rank.
+    The Frobenius error is the root sum of the squared singular values that were dropped: the least at this rank. Stride
+    and padding of a 1 x 1 convolution go to the first factor.
 
     Parameters
     ----------
     rank
         Width between the two layers, at least 1; from min(in, out) on the layer stays as it is.
+    whitening
+        ``none``: the weights err least; ``activations``: the outputs do, on the calibration inputs (``whitened_svd``).
     """
 
     rank: int
+    whitening: Whitening = "none"
 
     name: ClassVar[str] = "svd"
     about: ClassVar[About] = About(
         ("R1",),
         "two thin layers in place of one",
-        "linear layers",
-        (
-            "stored bytes",
-            "deployed bytes",
-            "MACs",
-        ),
+        "linear layers, 1 x 1 convolutions",
+        ("stored bytes", "deployed bytes", "MACs"),
         "smaller layers",
-        "Denton 2014, 1404.0736",
+        "Denton 2014, 1404.0736; whitened: Zhang 2016, 1505.06798",
     )
     phase: ClassVar[Phase] = Phase.FACTORIZE
     needs_calibration: ClassVar[bool] = False
@@ -44,24 +55,46 @@ class SVDLinear:
 
     def __post_init__(self) -> None:
         require_rank(self.name, "rank", self.rank)
+        require_whitening(self.name, self.whitening)
+        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
+        object.__setattr__(self, "needs_calibration", self.second_order)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it wants the inputs' second moment."""
+        return self.whitening == "activations"
 
     def check(self, layer: LayerInfo) -> str | None:
-        if layer.kind != "linear":
-            return f"'{layer.name}' is a {layer.kind} layer; svd takes linear layers (svd_spatial or tucker2 may fit)"
-        return None
+        if layer.kind == "linear":
+            return None
+        if layer.weight_shape[2:] != (1, 1):
+            size = " x ".join(map(str, layer.weight_shape[2:]))
+            return (
+                f"'{layer.name}' is a {layer.kind} layer with a {size} kernel; svd takes linear layers and 1 x 1"
+                " convolutions (svd_spatial, svd_channel, cp or tucker2 may fit)"
+            )
+        return dense_reason(layer)
 
     def is_identity(self, layer: LayerInfo) -> bool:
-        return self.rank >= min(layer.weight_shape)
+        return self.rank >= min(layer.weight_shape[:2])
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
-        layer = require_plain(self.name, module, nn.Linear)
-        if self.rank >= min(layer.weight.shape):
+        layer = self._layer(module)
+        if self.rank >= min(layer.weight.shape[:2]):
             return layer
-        left, right = truncated_svd(layer.weight, self.rank)
-        return nn.Sequential(linear_factor(right, layer), linear_factor(left, layer, layer.bias)).train(layer.training)
+        return two_layers(layer, *matrix_factors(self.name, layer, self.rank, self.whitening, calibration))
+
+    def outline(self, module: nn.Module) -> nn.Module:
+        """The layers that ``apply`` makes, their weights of no account."""
+        layer = self._layer(module)
+        return layer if self.rank >= min(layer.weight.shape[:2]) else unfilled(layer, self.rank)
 
     def cost(self, layer: LayerInfo) -> LayerCost:
         if self.is_identity(layer):
             return LayerCost(layer.macs, float(FLOAT_BITS * layer.weights))
-        weights = self.rank * sum(layer.weight_shape)
-        return LayerCost(layer.macs // layer.weights * weights, float(FLOAT_BITS * weights))
+        return two_layer_cost(layer, self.rank)
+
+    def _layer(self, module: nn.Module) -> nn.Conv2d | nn.Linear:
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            return require_plain(self.name, module, nn.Conv2d)
+        return require_plain(self.name, module, nn.Linear)

@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 import torch
 from paretopress.policies import forms
-from paretopress.policies.coding.tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+from paretopress.policies.coding.tensors import (
+    CodebookTensor,
+    DenseTensor,
+    GeneratedTensor,
+    SparseTensor,
+    StoredTensor,
+    UniformTensor,
+)
 from paretopress.policies.policy import Step
 from paretopress.policies.techniques import build
 from paretopress.policies.techniques.base import Calibration, LayerInfo, Technique
@@ -205,6 +212,10 @@ def _assert_same_structure(before: StoredTensor, after: StoredTensor) -> None:
     if isinstance(before, UniformTensor):
         assert np.abs(after.codes).max() <= 2 ** (after.bits - 1) - 1
         assert np.array_equal(before.scales, after.scales)
+        return
+    if isinstance(before, GeneratedTensor):
+        assert (before.kind, before.block, before.seed) == (after.kind, after.block, after.seed)
+        assert before.values.shape == after.values.shape
         return
     assert (before.mask is None and after.mask is None) or np.array_equal(before.mask, after.mask)
     if before.mask is not None:

@@ -9,12 +9,18 @@ from paretopress.policies.errors import PolicyError
 from paretopress.policies.policy import Step
 from paretopress.policies.techniques import TECHNIQUES, build
 from paretopress.policies.techniques.base import Calibration, LayerInfo
+from paretopress.policies.techniques.circulant import Circulant
+from paretopress.policies.techniques.cp import CP
+from paretopress.policies.techniques.fastfood import Fastfood
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
+from paretopress.policies.techniques.prune_nm import PruneNM
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
 from paretopress.policies.techniques.share_kmeans import ShareKMeans
+from paretopress.policies.techniques.svd_channel import SVDChannel
 from paretopress.policies.techniques.svd_linear import SVDLinear
 from paretopress.policies.techniques.svd_spatial import SVDSpatial
+from paretopress.policies.techniques.toeplitz import Toeplitz
 from paretopress.policies.techniques.tucker2 import Tucker2
 from paretopress.tests.contracts.technique import (
     CONTRACT,
@@ -71,11 +77,25 @@ SECOND_ORDER = (
     QuantizeUniform(8, "int8", "second_order"),
     ShareKMeans(5, "second_order"),
 )
-SPLITS = (SVDSpatial(7), Tucker2(5, 6), Tucker2(3, 99), Tucker2(99, 6))
+SPLITS = (
+    SVDSpatial(7),
+    SVDChannel(6),
+    SVDChannel(6, "activations"),
+    CP(5),
+    Tucker2(5, 6),
+    Tucker2(3, 99),
+    Tucker2(99, 6),
+)
+SVDS = (SVDLinear(6), SVDLinear(6, "activations"))
+GENERATED = (Circulant(4), Circulant(5, 7), Toeplitz(6), Fastfood())
+GROUPS = (PruneNM(1, 3), PruneNM(2, 4, "second_order"))
 
 PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in ANY}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in LAYERS if name != "depthwise" for t in SECOND_ORDER}
-PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens") for t in (SVDLinear(6),)}
+PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens", "pointwise") for t in SVDS}
+PLAIN |= {
+    f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "conv", "strided") for t in (*GENERATED, *GROUPS)
+}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
 
 
@@ -85,11 +105,22 @@ def after(first, layer):
 
 
 PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[1:])}
+PRUNED |= {f"{t} after n of m": Case(t, *after(PruneNM(), CONV)) for t in (ANY[2], ANY[4], SECOND_ORDER[1])}
 PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[1:])}
 FACTORIZED = {
     f"{t} after {f}": Case(t, *after(f, layer))
     for t in (*ANY, *SECOND_ORDER)
     for f, layer in ((SVDLinear(6), LINEAR), (SVDSpatial(7), CONV), (Tucker2(5, 6), CONV))
+}
+FACTORIZED |= {
+    f"{t} after {f}": Case(t, *after(f, layer))
+    for t in (ANY[2], ANY[4], GROUPS[0], GENERATED[0])
+    for f, layer in (
+        (SVDLinear(6, "activations"), LINEAR),
+        (SVDChannel(6), CONV),
+        (SVDLinear(6), POINTWISE),
+        (CP(5), CONV),
+    )
 }
 CASES = PLAIN | PRUNED | FACTORIZED
 
@@ -120,6 +151,10 @@ def test_cost_is_that_of_the_real_modules(case):
         (SVDLinear(20), LINEAR),
         (SVDSpatial(36), CONV),
         (Tucker2(12, 16), CONV),
+        (SVDLinear(12), POINTWISE),
+        (SVDLinear(20, "activations"), LINEAR),
+        (SVDChannel(16), CONV),
+        (PruneNM(2, 4), DEPTHWISE),
     ],
     ids=str,
 )
@@ -132,7 +167,18 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
     ("technique", "layer", "reason"),
     [
         (SVDLinear(4), CONV, "conv2d"),
-        (SVDLinear(4), POINTWISE, "conv2d"),
+        (SVDLinear(4), DEPTHWISE, "conv2d layer with a 3 x 3 kernel"),
+        (SVDChannel(4), LINEAR, "linear"),
+        (SVDChannel(4), DEPTHWISE, "8 groups"),
+        (SVDChannel(4), POINTWISE, "svd takes it"),
+        (SVDChannel(15), CONV, "takes 124416 MACs and its factors would take 133920"),
+        (CP(4), LINEAR, "linear"),
+        (CP(4), DEPTHWISE, "8 groups"),
+        (CP(4), POINTWISE, "1 x 1"),
+        (CP(60), CONV, "takes 124416 MACs and its factors would take 146880"),
+        (Circulant(4), DEPTHWISE, "72 weights, which circulant would make from 72 parameters"),
+        (Toeplitz(4), DEPTHWISE, "72 weights, which toeplitz would make from 72 parameters"),
+        (PruneNM(1, 2, "second_order"), DEPTHWISE, "8 groups"),
         (SVDSpatial(4), LINEAR, "linear"),
         (SVDSpatial(4), DEPTHWISE, "8 groups"),
         (SVDSpatial(4), POINTWISE, "1 x 1"),
@@ -162,7 +208,7 @@ def test_a_convolution_that_pads_by_itself_is_refused(technique):
         technique.apply(PadsItself(3, 16, 3, stride=2), Calibration(torch.ones(1, 3, 32, 32)))
 
 
-@pytest.mark.parametrize("technique", [*ANY, *SECOND_ORDER, SVDLinear(2), *SPLITS], ids=str)
+@pytest.mark.parametrize("technique", [*ANY, *SECOND_ORDER, SVDLinear(2), *SPLITS, *GENERATED, *GROUPS], ids=str)
 def test_a_module_without_weights_is_refused(technique):
     with pytest.raises(PolicyError, match=r"expected a .*, got ReLU"):
         technique.apply(nn.ReLU(), Calibration(torch.ones(1)))
@@ -202,6 +248,16 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("prune_magnitude", sparsity=float("nan")), "0 <= sparsity < 1, got nan"),
         (Step.of("share", clusters=1), "from 2 to 256, got 1"),
         (Step.of("share", clusters=257), "from 2 to 256, got 257"),
+        (Step.of("prune_nm", n=4), "expected whole numbers 1 <= n < m <= 64, got n 4 and m 4"),
+        (Step.of("prune_nm", saliency="random"), "expected saliency magnitude or second_order, got 'random'"),
+        (Step.of("circulant", block=1), r"circulant: expected block as a whole number of \[2, 2\^31\), got 1"),
+        (Step.of("circulant", block=4, seed=-1), "circulant: expected seed as"),
+        (Step.of("toeplitz", block=0), "toeplitz: expected block as"),
+        (Step.of("fastfood", seed=0), "fastfood: expected seed as"),
+        (Step.of("svd", rank=3, whitening="all"), "svd: expected whitening none or activations, got 'all'"),
+        (Step.of("svd_channel", rank=3, whitening="all"), "svd_channel: expected whitening none or activations"),
+        (Step.of("svd_channel", rank=0), "rank as a whole number of at least 1, got 0"),
+        (Step.of("cp", rank=0), "rank as a whole number of at least 1, got 0"),
         (Step.of("svd", rank=0), "rank as a whole number of at least 1, got 0"),
         (Step.of("svd_spatial", rank=-3), "at least 1, got -3"),
         (Step.of("tucker2", rank_in=0, rank_out=2), "rank_in as a whole number"),
