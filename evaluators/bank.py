@@ -34,6 +34,7 @@ from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
 from ..policies.stored_layers import read_layer
 from ..policies.techniques import Calibration, Phase, Technique
+from ..policies.techniques.base import Resumable
 from ..policies.techniques.hessians import hessian_reason
 from .observe import Observations, as_channels
 
@@ -278,6 +279,9 @@ class Bank:
             read_layer(data, module, pruned=any(technique.phase == Phase.PRUNE for technique in techniques))
         except FormatError:
             return None
+        for technique in techniques:
+            if isinstance(technique, Resumable):
+                technique.resume(module)
         return module, seen
 
     def _stage(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Calibration]:

@@ -22,6 +22,7 @@ from .forms import (
     WEIGHTED,
     drop_input_range,
     plain,
+    set_binary_input,
     set_input_range,
     stored_weight,
     weighted_modules,
@@ -31,6 +32,7 @@ from .layout import laid_out
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
 from .techniques import Calibration, Phase, Technique
+from .techniques.base import Resumable
 from .techniques.hessians import SecondOrder
 from .watching import watching
 
@@ -122,6 +124,9 @@ def restore(
         for technique in layer.techniques:
             if technique.phase == Phase.FACTORIZE:
                 module = technique.apply(module, None)
+            elif isinstance(technique, Resumable) and technique.binary_inputs:
+                for _, weighted in weighted_modules(module):
+                    set_binary_input(weighted)
         _replace(model, layer.layer.name, module)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     try:

@@ -14,7 +14,7 @@ from .base import as_numpy, masked, per_channel
 Follows = Literal["fixed", "mean", "curvature"]
 
 _DECAY = 0.999
-"""Of the running mean of squared gradients, Adam's second moment."""
+"""Of the running mean of squared gradients, as Adam's."""
 
 
 class BinaryWeight(nn.Module):
@@ -25,15 +25,16 @@ class BinaryWeight(nn.Module):
     - ``fixed``: the latent values lie in [-1, 1], in units of the scale, and are clipped there while they train
       (BinaryConnect, 1511.00363, algorithm 1). The gradient is that of the binary weight in the same units.
     - ``mean``: the scale is ``mean|original|`` of the channel and moves with it (XNOR-Net, 1603.05279, eq. 6).
-    - ``curvature``: ``sum(d |original|) / sum(d)``, where ``d`` is the root of the running mean of squared gradients, which
-      goes on with the training (loss-aware binarization, 1611.01600, proposition 3.1 and section 3.3).
+    - ``curvature``: ``sum(d |original|) / sum(d)`` with ``d`` the curvature of the loss (loss-aware binarization, 1611.01600,
+      proposition 3.1). While it trains ``d`` goes on as the running mean of squared gradients, Adam's second moment; the
+      paper takes its root, but without it ``d`` is the Fisher information that it starts from.
 
     Parameters
     ----------
     scale
         (out,), where it is fixed; otherwise of no account.
-    second_moment
-        Mean squared gradient of each weight, the weight's shape, for ``curvature``.
+    curvature
+        ``d``, the weight's shape.
     stochastic
         While training the sign is drawn, +1 with probability ``clip((original + 1) / 2, 0, 1)`` (1511.00363, eq. 2); only
         for a fixed scale.
@@ -41,7 +42,7 @@ class BinaryWeight(nn.Module):
 
     mask: Tensor | None
     scale: Tensor | None
-    second_moment: Tensor | None
+    curvature: Tensor | None
 
     def __init__(
         self,
@@ -49,17 +50,17 @@ class BinaryWeight(nn.Module):
         mask: Tensor | None,
         *,
         scale: Tensor | None = None,
-        second_moment: Tensor | None = None,
+        curvature: Tensor | None = None,
         stochastic: bool = False,
     ) -> None:
         super().__init__()
         assert (follows == "fixed") == (scale is not None)
-        assert (follows == "curvature") == (second_moment is not None)
+        assert (follows == "curvature") == (curvature is not None)
         assert follows == "fixed" or not stochastic
         self.follows, self.stochastic = follows, stochastic
         self.register_buffer("mask", None if mask is None else mask.bool())
         self.register_buffer("scale", None if scale is None else scale.detach().float().clone())
-        self.register_buffer("second_moment", None if second_moment is None else second_moment.detach().float().clone())
+        self.register_buffer("curvature", None if curvature is None else curvature.detach().float().clone())
 
     def forward(self, original: Tensor) -> Tensor:
         if self.training and self.scale is not None:
@@ -68,7 +69,7 @@ class BinaryWeight(nn.Module):
                 original.clamp_(-1.0, 1.0)
         signs = _Drawn.apply(original) if self.training and self.stochastic else _Sign.apply(original)
         weight: Tensor = masked(signs, self.mask) * per_channel(self.scales(original), original)
-        if self.training and self.second_moment is not None and weight.requires_grad:
+        if self.training and self.curvature is not None and weight.requires_grad:
             weight.register_hook(self._remember)
         return weight
 
@@ -82,8 +83,7 @@ class BinaryWeight(nn.Module):
         """(out,) float32."""
         if self.scale is not None:
             return self.scale
-        d = None if self.second_moment is None else self.second_moment.sqrt()
-        return weighted_scales(original, d, self.mask)
+        return weighted_scales(original, self.curvature, self.mask)
 
     def stored(self, original: Tensor) -> StoredTensor:
         codes = masked(_Sign.apply(original.detach()), self.mask)
@@ -96,8 +96,8 @@ class BinaryWeight(nn.Module):
         return cls("mean", mask)
 
     def _remember(self, gradient: Tensor) -> None:
-        assert self.second_moment is not None
-        self.second_moment.mul_(_DECAY).addcmul_(gradient, gradient, value=1 - _DECAY)
+        assert self.curvature is not None
+        self.curvature.mul_(_DECAY).addcmul_(gradient, gradient, value=1 - _DECAY)
 
 
 def weighted_scales(weight: Tensor, d: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any, get_type_hints
 from ..errors import PolicyError
 from ..policy import Scalar, Step
 from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
+from .binarize import Binarize
 from .drop_branch import DropBranch
+from .fixed_point import FixedPoint
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
 from .prune_obs import PruneOBS
@@ -21,7 +23,9 @@ from .svd_spatial import SVDSpatial
 from .tucker2 import Tucker2
 
 TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] = {
+    "binarize": Binarize,
     "drop_branch": DropBranch,
+    "fixed_point": FixedPoint,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
     "prune_obs": PruneOBS,

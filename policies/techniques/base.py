@@ -134,6 +134,20 @@ class About:
 
 
 @runtime_checkable
+class Resumable(Protocol):
+    """A technique that gives a layer more than its stored weights: how it trains on, or what it does to its inputs."""
+
+    @property
+    def binary_inputs(self) -> bool:
+        """Whether the layer computes on the signs of its inputs."""
+        ...
+
+    def resume(self, module: nn.Module) -> None:
+        """Give a module whose weights were read what else the technique gave it, in place."""
+        ...
+
+
+@runtime_checkable
 class Technique(Protocol):
     """One way to compress a layer: a frozen dataclass of its hyper-parameters.
 

@@ -9,6 +9,8 @@ from paretopress.policies.errors import PolicyError
 from paretopress.policies.policy import Step
 from paretopress.policies.techniques import TECHNIQUES, build
 from paretopress.policies.techniques.base import Calibration, LayerInfo
+from paretopress.policies.techniques.binarize import Binarize
+from paretopress.policies.techniques.fixed_point import FixedPoint
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
@@ -65,6 +67,15 @@ LAYERS = {
     "pointwise": POINTWISE,
 }
 ANY = (PruneMagnitude(0.7), QuantizeUniform(8), QuantizeUniform(3), QuantizeUniform(8, "int8"), ShareKMeans(5))
+BINARY = (
+    Binarize("sign"),
+    Binarize("mean"),
+    Binarize("loss_aware"),
+    Binarize("connect"),
+    Binarize("connect_stochastic", scaled=False),
+)
+FIXED = (FixedPoint(16), FixedPoint(6, "channel"), FixedPoint(4, "tensor", "stochastic", 3))
+XNOR = Binarize("xnor")
 SECOND_ORDER = (
     PruneOBS(0.7),
     QuantizeUniform(3, rounding="second_order"),
@@ -75,6 +86,10 @@ SPLITS = (SVDSpatial(7), Tucker2(5, 6), Tucker2(3, 99), Tucker2(99, 6))
 
 PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in ANY}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in LAYERS if name != "depthwise" for t in SECOND_ORDER}
+PLAIN |= {
+    f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("tokens", "strided", "depthwise") for t in (*BINARY, *FIXED)
+}
+PLAIN |= {f"{XNOR}-{name}": Case(XNOR, *LAYERS[name]) for name in LAYERS if name not in ("dilated", "depthwise")}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens") for t in (SVDLinear(6),)}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
 
@@ -86,11 +101,13 @@ def after(first, layer):
 
 PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[1:])}
 PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[1:])}
+PRUNED |= {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*BINARY, *FIXED, XNOR)}
 FACTORIZED = {
     f"{t} after {f}": Case(t, *after(f, layer))
     for t in (*ANY, *SECOND_ORDER)
     for f, layer in ((SVDLinear(6), LINEAR), (SVDSpatial(7), CONV), (Tucker2(5, 6), CONV))
 }
+FACTORIZED |= {f"{t} after {SVDLinear(6)}": Case(t, *after(SVDLinear(6), LINEAR)) for t in (*BINARY, FIXED[2], XNOR)}
 CASES = PLAIN | PRUNED | FACTORIZED
 
 
@@ -139,6 +156,8 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
         (Tucker2(4, 4), LINEAR, "linear"),
         (Tucker2(4, 4), DEPTHWISE, "8 groups"),
         (Tucker2(4, 4), POINTWISE, "1 x 1"),
+        (XNOR, DEPTHWISE, "8 groups"),
+        (XNOR, DILATED, "no dilation"),
         *((technique, DEPTHWISE, "8 groups, each with inputs and a Hessian of its own") for technique in SECOND_ORDER),
     ],
     ids=str,
@@ -150,7 +169,7 @@ def test_a_layer_that_does_not_fit_is_refused_with_the_reason(technique, layer, 
     assert reason in answer
 
 
-@pytest.mark.parametrize("technique", [*SPLITS, *SECOND_ORDER], ids=str)
+@pytest.mark.parametrize("technique", [*SPLITS, *SECOND_ORDER, XNOR], ids=str)
 def test_a_convolution_that_pads_by_itself_is_refused(technique):
     class PadsItself(nn.Conv2d):
         def forward(self, x):
@@ -162,7 +181,7 @@ def test_a_convolution_that_pads_by_itself_is_refused(technique):
         technique.apply(PadsItself(3, 16, 3, stride=2), Calibration(torch.ones(1, 3, 32, 32)))
 
 
-@pytest.mark.parametrize("technique", [*ANY, *SECOND_ORDER, SVDLinear(2), *SPLITS], ids=str)
+@pytest.mark.parametrize("technique", [*ANY, *SECOND_ORDER, *BINARY, *FIXED, XNOR, SVDLinear(2), *SPLITS], ids=str)
 def test_a_module_without_weights_is_refused(technique):
     with pytest.raises(PolicyError, match=r"expected a .*, got ReLU"):
         technique.apply(nn.ReLU(), Calibration(torch.ones(1)))
@@ -202,6 +221,12 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("prune_magnitude", sparsity=float("nan")), "0 <= sparsity < 1, got nan"),
         (Step.of("share", clusters=1), "from 2 to 256, got 1"),
         (Step.of("share", clusters=257), "from 2 to 256, got 257"),
+        (Step.of("binarize", method="half"), "expected method sign, mean, xnor, .*, got 'half'"),
+        (Step.of("binarize", method="mean", scaled=False), "the method mean is its scale.*goes with sign, connect"),
+        (Step.of("fixed_point", bits=17), "from 2 to 16, got 17"),
+        (Step.of("fixed_point", exponents="row"), "expected exponents tensor or channel, got 'row'"),
+        (Step.of("fixed_point", rounding="up"), "expected rounding nearest or stochastic, got 'up'"),
+        (Step.of("fixed_point", seed=-1), "seed of at least 0, got -1"),
         (Step.of("svd", rank=0), "rank as a whole number of at least 1, got 0"),
         (Step.of("svd_spatial", rank=-3), "at least 1, got -3"),
         (Step.of("tucker2", rank_in=0, rank_out=2), "rank_in as a whole number"),
