@@ -13,8 +13,8 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar, cast
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from ..policies.plan import Plan
 from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
 from ..policies.stored_layers import read_layer
-from ..policies.techniques import Calibration, Phase, Technique
+from ..policies.techniques import Calibration, Phase, Technique, spelled_out
 from ..policies.techniques.base import Resumable
 from ..policies.techniques.hessians import hessian_reason
 from .observe import Observations, as_channels
@@ -396,7 +396,7 @@ class Bank:
 
 
 def _digest(name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> str:
-    done = [[technique.name, asdict(cast(Any, technique))] for technique in techniques]
+    done = [[technique.name, dict(spelled_out(technique).parameters)] for technique in techniques]
     return hashlib.sha256(json.dumps([name, cuts, done], sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..evaluators.training.augment import Augment
 from ..evaluators.training.loop import Recipe
 from ..policies.errors import ConfigError
+from ..spaces.precision import KNOWN
 from .budgets import BUDGET_METRICS, Budget
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -137,7 +138,7 @@ class SpaceConfig(Section):
     sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped by magnitude")
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8"),
-        description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only) or kN (N shared values)",
+        description=f"how the weights are held: {KNOWN}",
     )
     rank: tuple[float, ...] = Field(
         (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"

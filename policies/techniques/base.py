@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -100,6 +102,13 @@ class Calibration:
     inputs: Tensor
     gradients: Tensor | None = None
 
+
+ADDED_LATER: Mapping[str, bool] = MappingProxyType({"added_later": True})
+"""Metadata of a hyper-parameter that a technique got later: its default is not written out.
+
+Policies from before it are spelled out as they were, so that their digest, by which ledgers, seeds and layers on disk are
+known, stays the same.
+"""
 
 Reduction = Literal["stored bytes", "deployed bytes", "MACs", "latency"]
 

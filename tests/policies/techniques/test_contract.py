@@ -79,6 +79,7 @@ XNOR = Binarize("xnor")
 SECOND_ORDER = (
     PruneOBS(0.7),
     QuantizeUniform(3, rounding="second_order"),
+    QuantizeUniform(4, rounding="adaptive"),
     QuantizeUniform(8, "int8", "second_order"),
     ShareKMeans(5, "second_order"),
 )
@@ -211,7 +212,9 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("quantize", bits=4.0), "bits is of type int, got 4.0"),
         (Step.of("quantize", activations=8), "activations is of type str, got 8"),
         (Step.of("quantize", activations="int4"), "expected activations float32 or int8, got 'int4'"),
-        (Step.of("quantize", rounding="up"), "expected rounding nearest or second_order, got 'up'"),
+        (Step.of("quantize", rounding="up"), "expected rounding nearest or second_order or adaptive, got 'up'"),
+        (Step.of("quantize", activations="int8", calibration="max"), "expected calibration minmax or .*, got 'max'"),
+        (Step.of("quantize", calibration="mse"), "calibration mse is of 8-bit inputs; give activations: int8"),
         (Step.of("quantize", bits=1), "from 2 to 8, got 1"),
         (Step.of("prune_obs", sparsity=1.0), "prune_obs: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("share", clusters=4, rounding="up"), "share: expected rounding nearest or second_order, got 'up'"),
