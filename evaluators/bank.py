@@ -13,8 +13,8 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar, cast
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ from ..policies.plan import Plan
 from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
 from ..policies.stored_layers import read_layer
-from ..policies.techniques import Calibration, Phase, Technique
-from ..policies.techniques.base import Outlined, outline
+from ..policies.techniques import Calibration, Phase, Technique, spelled_out
+from ..policies.techniques.base import Outlined, Resumable, outline
 from ..policies.techniques.hessians import hessian_reason
 from .observe import Observations, as_channels
 
@@ -280,6 +280,9 @@ class Bank:
             read_layer(data, module, pruned=any(technique.phase == Phase.PRUNE for technique in techniques))
         except FormatError:
             return None
+        for technique in techniques:
+            if isinstance(technique, Resumable):
+                technique.resume(module)
         return module, seen
 
     def _stage(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Calibration]:
@@ -394,7 +397,7 @@ class Bank:
 
 
 def _digest(name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> str:
-    done = [[technique.name, asdict(cast(Any, technique))] for technique in techniques]
+    done = [[technique.name, dict(spelled_out(technique).parameters)] for technique in techniques]
     return hashlib.sha256(json.dumps([name, cuts, done], sort_keys=True).encode()).hexdigest()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ..policies.policy import Policy, Step
 from ..policies.techniques import Phase, build
+from ..policies.techniques.base import Resumable
 
 
 def kernel_policy(policy: Policy) -> Policy:
     """The simplest policy whose exported network runs the same kernels on tensors of the same shapes.
 
     Zeros, shared values and narrow weights are multiplied with like any others; channels, factors and 8-bit layers are
-    what a dense runtime is faster with.
+    what a dense runtime is faster with, and signs of inputs are what it is slower with.
     """
     layers = {name: tuple(kept for step in steps for kept in _kernel(step)) for name, steps in policy.layers.items()}
     return Policy(layers, policy.version)
@@ -22,4 +23,7 @@ def _kernel(step: Step) -> tuple[Step, ...]:
         return (step,)
     if getattr(technique, "activations", None) == "int8":
         return (Step.of("quantize", bits=8, activations="int8"),)
+    if isinstance(technique, Resumable) and technique.binary_inputs:
+        # The operators around the layer are the same whatever its weights are.
+        return (step,)
     return ()

@@ -120,6 +120,7 @@ _WITHOUT_MACS = frozenset(
         "select",
         "sigmoid",
         "sigmoid_",
+        "sign",
         "silu",
         "silu_",
         "slice",

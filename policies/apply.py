@@ -22,6 +22,7 @@ from .forms import (
     WEIGHTED,
     drop_input_range,
     plain,
+    set_binary_input,
     set_input_range,
     stored_weight,
     weighted_modules,
@@ -31,8 +32,9 @@ from .layout import laid_out
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
 from .techniques import Calibration, Phase, Technique
-from .techniques.base import outline
+from .techniques.base import Resumable, outline
 from .techniques.hessians import SecondOrder
+from .techniques.input_ranges import RangeMethod, input_range
 from .watching import watching
 
 STATISTICS_BATCH = 64
@@ -123,6 +125,9 @@ def restore(
         for technique in layer.techniques:
             if technique.phase == Phase.FACTORIZE:
                 module = outline(technique, module)
+            elif isinstance(technique, Resumable) and technique.binary_inputs:
+                for _, weighted in weighted_modules(module):
+                    set_binary_input(weighted)
         _replace(model, layer.layer.name, module)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     try:
@@ -138,8 +143,7 @@ def restore(
             f"the stored tensors do not fit the policy: missing {missing[:5]}, unexpected {unexpected[:5]}"
         )
     if calibration is not None:
-        for name, x in _settle_and_record(model, calibration, _eight_bit(plan, model), False).items():
-            set_input_range(model.get_submodule(name), *_range(x))
+        _set_ranges(plan, model, calibration, changed=False)
     return model
 
 
@@ -206,14 +210,13 @@ def settle_and_quantize(plan: Plan, model: nn.Module, calibration: Tensor) -> No
     for _, module in weighted_modules(model):
         # Ranges that were found elsewhere must not clip what the batch norms see.
         drop_input_range(module)
-    inputs = _settle_and_record(model, calibration, _eight_bit(plan, model), _changes_inputs(plan))
-    for name, x in inputs.items():
-        set_input_range(model.get_submodule(name), *_range(x))
+    _set_ranges(plan, model, calibration, _changes_inputs(plan))
 
 
-def _range(x: Tensor) -> tuple[float, float]:
-    low, high = x.aminmax()
-    return float(low), float(high)
+def _set_ranges(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) -> None:
+    methods = _eight_bit(plan, model)
+    for name, x in _settle_and_record(model, calibration, list(methods), changed).items():
+        set_input_range(model.get_submodule(name), *input_range(x, methods[name]))
 
 
 def _changes_inputs(plan: Plan) -> bool:
@@ -222,14 +225,16 @@ def _changes_inputs(plan: Plan) -> bool:
     return early or bool(plan.channels or plan.dropped)
 
 
-def _eight_bit(plan: Plan, model: nn.Module) -> list[str]:
-    """Names of the layers that the plan gives 8-bit inputs."""
-    names = []
+def _eight_bit(plan: Plan, model: nn.Module) -> dict[str, RangeMethod]:
+    """How the range is found of each layer that the plan gives 8-bit inputs, by its name."""
+    methods: dict[str, RangeMethod] = {}
     for layer in plan.layers:
-        if any(getattr(technique, "activations", "") == "int8" for technique in layer.techniques):
-            inside = weighted_modules(model.get_submodule(layer.layer.name))
-            names += [_joined(layer.layer.name, name) if name else layer.layer.name for name, _ in inside]
-    return names
+        for technique in layer.techniques:
+            if getattr(technique, "activations", "") == "int8":
+                inside = weighted_modules(model.get_submodule(layer.layer.name))
+                names = [_joined(layer.layer.name, name) if name else layer.layer.name for name, _ in inside]
+                methods |= dict.fromkeys(names, getattr(technique, "calibration", "minmax"))
+    return methods
 
 
 def _drop(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
 
 from .branches import Branch
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
 from .policy import Policy, Step
-from .techniques import DropBranch, PruneChannels, Technique, build
+from .techniques import DropBranch, PruneChannels, Technique, build, spelled_out
 from .techniques.base import Clashing, LayerInfo, Phase
 
 
@@ -73,7 +72,7 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     for name, technique in asked:
         if isinstance(technique, DropBranch) or name in gone:
             continue
-        step = _spelled_out(technique)
+        step = spelled_out(technique)
         if isinstance(technique, PruneChannels):
             complaints.extend(_place_channels(name, technique, step, graph, channels))
         else:
@@ -163,11 +162,6 @@ def _plan_layer(
             pair = f"{first.name} and {second.name}"
             complaints.append(f"layer '{layer.name}': {pair} exclude each other: {reason}; keep one")
     return LayerPlan(layer, tuple(t for t, _ in chosen.values())), [s for _, s in chosen.values()]
-
-
-def _spelled_out(technique: Technique | PruneChannels) -> Step:
-    """The step with every hyper-parameter, so that a default left out makes no other candidate."""
-    return Step.of(technique.name, **asdict(cast(Any, technique)))
 
 
 def _place_channels(

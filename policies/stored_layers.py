@@ -14,11 +14,14 @@ from .coding.press import decode, encode
 from .coding.tensors import CodebookTensor, DenseTensor, GeneratedTensor, SparseTensor, StoredTensor, UniformTensor
 from .errors import FormatError
 
+_GRIDS: Mapping[int, Any] = {1: forms.BinaryWeight}
+"""Forms of uniform codes of a width of their own."""
+
 FORMS: Mapping[type[StoredTensor], Callable[[Any, bool], nn.Module]] = {
     SparseTensor: forms.MaskedWeight.of_stored,
     CodebookTensor: forms.SharedWeight.of_stored,
-    UniformTensor: forms.UniformWeight.of_stored,
     GeneratedTensor: forms.GeneratedWeight.of_stored,
+    UniformTensor: lambda stored, pruned: _GRIDS.get(stored.bits, forms.UniformWeight).of_stored(stored, pruned),
 }
 """The form of a weight that is stored so, from the tensor and whether the layer was pruned; the others are ordinary."""
 

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..evaluators.training.augment import Augment
 from ..evaluators.training.loop import Recipe
+from ..evaluators.training.penalties import PENALTIES, make_penalty
 from ..policies.errors import ConfigError
+from ..spaces.precision import KNOWN
 from .budgets import BUDGET_METRICS, Budget
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -49,11 +51,27 @@ class TrainConfig(Section):
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: Share = 0.0
     augment: AugmentConfig = AugmentConfig()
+    penalty: dict[str, float] = Field(
+        default_factory=dict,
+        description="terms of the weights that are added to the loss, each with its strength; any of "
+        + ", ".join(PENALTIES),
+    )
+
+    @field_validator("penalty")
+    @classmethod
+    def _penalties(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, strength in value.items():
+            try:
+                make_penalty(name, strength)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return value
 
     def recipe(self) -> Recipe:
         """The same for the training loop."""
         fields = {name: getattr(self, name) for name in type(self).model_fields if name in Recipe.__dataclass_fields__}
-        return Recipe(**{**fields, "augment": Augment(**self.augment.model_dump())})
+        penalties = tuple(make_penalty(name, strength) for name, strength in self.penalty.items())
+        return Recipe(**{**fields, "augment": Augment(**self.augment.model_dump()), "penalties": penalties})
 
 
 class RecoveryConfig(TrainConfig):
@@ -137,7 +155,7 @@ class SpaceConfig(Section):
     sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped by magnitude")
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8"),
-        description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only) or kN (N shared values)",
+        description=f"how the weights are held: {KNOWN}",
     )
     rank: tuple[float, ...] = Field(
         (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"

@@ -19,6 +19,7 @@ from ...policies.files import write_atomically
 from ...policies.layout import layout
 from ..data import DataSet, Pictures
 from .augment import Augment
+from .penalties.base import Penalty
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(input (N, C, H, W), logits (N, K), labels (N,)) -> scalar."""
@@ -44,6 +45,8 @@ class Recipe:
         Of the cross-entropy.
     augment
         Random changes of the pictures.
+    penalties
+        Terms of the weights that are added to the loss.
     """
 
     epochs: int = 10
@@ -54,6 +57,7 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     augment: Augment = field(default_factory=Augment)
+    penalties: tuple[Penalty, ...] = ()
 
 
 def cross_entropy(recipe: Recipe) -> Loss:
@@ -89,10 +93,12 @@ def train(
     data_layout = layout(model, _batch(data, data.train.take(slice(0, 1)))[0])
     model.to(memory_format=data_layout)  # type: ignore[call-overload]
     steps = len(_starts(len(data.train), recipe.batch_size))
+    for penalty in recipe.penalties:
+        penalty.start(model)
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _one_cycle(recipe, steps * recipe.epochs))
     start = _restore(checkpoint, model, optimizer, schedule, steps) if checkpoint is not None else 0
-    loss = loss or cross_entropy(recipe)
+    loss = _penalized(loss or cross_entropy(recipe), model, recipe.penalties)
     for epoch in range(start, recipe.epochs):
         after = _told(on_step, epoch * steps, steps * recipe.epochs)
         mean = _epoch(model, data, recipe, (seed, epoch), loss, optimizer, schedule, after, data_layout)
@@ -102,6 +108,8 @@ def train(
             _save(checkpoint, model, optimizer, epoch + 1)
         if on_epoch is not None:
             on_epoch(epoch + 1, mean)
+    for penalty in recipe.penalties:
+        penalty.finish(model)
     # What is measured next must not depend on how the weights lie in memory.
     model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
@@ -133,6 +141,16 @@ def _epoch(
         after_step(number)
         total += float(value.detach()) * len(labels)
     return total / len(order)
+
+
+def _penalized(loss: Loss, model: nn.Module, penalties: tuple[Penalty, ...]) -> Loss:
+    if not penalties:
+        return loss
+
+    def penalized(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(x, logits, labels) + torch.stack([penalty.value(model) for penalty in penalties]).sum()
+
+    return penalized
 
 
 def _told(on_step: Callable[[int, int], None] | None, before: int, steps: int) -> Callable[[int], None]:

@@ -19,7 +19,15 @@ from .floats import DTYPES
 from .generated_payload import is_generated, parameters, read_generated, write_generated
 from .payloads import read_masked, read_shared, read_sparse, read_uniform, write_codebook, write_sparse, write_uniform
 from .stream import Reader, Writer
-from .tensors import CodebookTensor, DenseTensor, GeneratedTensor, SparseTensor, StoredTensor, UniformTensor
+from .tensors import (
+    CodebookTensor,
+    DenseTensor,
+    GeneratedTensor,
+    SparseTensor,
+    StoredTensor,
+    UniformTensor,
+    uniform_type,
+)
 
 CODES = tuple(np.dtype(name) for name in ("int32", "uint8", "int64", "int8", "int16", "uint16", "uint32", "uint64"))
 TYPE_COLUMNS = (DTYPES, CODES)
@@ -94,6 +102,10 @@ def _codebook_entry(name: str, form: int, tensor: CodebookTensor) -> Entry:
     return Entry(name, form, tuple(tensor.shape), tensor.codes.dtype, 0, len(np.atleast_1d(tensor.codebook)))
 
 
+def _is_uniform(tensor: UniformTensor) -> bool:
+    return is_vector(tensor.scales) and 0 <= tensor.bits <= 16 and tensor.codes.dtype == uniform_type(int(tensor.bits))
+
+
 def _uniform_entry(name: str, form: int, tensor: UniformTensor) -> Entry:
     return Entry(name, form, tensor.codes.shape, None, int(tensor.bits), len(np.atleast_1d(tensor.scales)))
 
@@ -138,7 +150,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         takes=lambda x: isinstance(x, UniformTensor),
         describe=_uniform_entry,
-        is_valid=lambda x: x.codes.dtype == np.int8 and is_vector(x.scales) and 0 <= x.bits < 256,
+        is_valid=_is_uniform,
         write=write_uniform,
         read=read_uniform,
         arrays=lambda x: [x.codes],

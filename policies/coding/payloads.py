@@ -11,7 +11,7 @@ from .grid import Grid
 from .positions import read_grouped, read_mask, write_grouped, write_mask
 from .stream import Reader, Writer
 from .symbols import read_ints, write_ints
-from .tensors import CodebookTensor, SparseTensor, UniformTensor
+from .tensors import CodebookTensor, SparseTensor, UniformTensor, uniform_type
 
 
 def write_sparse(writer: Writer, entry: Entry, tensor: SparseTensor) -> None:
@@ -52,7 +52,7 @@ def _write_shared(writer: Writer, codes: np.ndarray, top: int) -> None:
 def write_uniform(writer: Writer, entry: Entry, tensor: UniformTensor) -> None:
     """The codes: where they are not 0, their magnitudes, their signs."""
     codes = tensor.codes.reshape(entry.matrix)
-    size = np.abs(codes.astype(np.int16))
+    size = np.abs(codes.astype(np.int32))
     top = int(size.max())
     writer.number(top)
     if not top:
@@ -80,16 +80,17 @@ def read_sparse(reader: Reader, entry: Entry, table: np.ndarray) -> SparseTensor
 
 def read_uniform(reader: Reader, entry: Entry, scales: np.ndarray) -> UniformTensor:
     """The codes, with the scales that were read before."""
-    codes = np.zeros(entry.matrix, np.int16)
-    top = reader.number(128, "a largest code") if entry.count else 0
+    codes, dtype = np.zeros(entry.matrix, np.int32), uniform_type(entry.bits)
+    most = int(np.iinfo(dtype).max)
+    top = reader.number(most + 1, "a largest code") if entry.count else 0
     if top:
         mask, grid = _read_positions(reader, entry)
         size = read_grouped(reader, top - 1, mask, grid) + 1
         negative = read_ints(reader, len(size), 1)
         codes[mask] = np.where(negative, -size, size)
-        if codes.max() > 127:
-            raise FormatError("a uniform code is 128, expected at most 127; the file is damaged")
-    return UniformTensor(codes.astype(np.int8).reshape(entry.shape), scales, entry.bits)
+        if codes.max() > most:
+            raise FormatError(f"a uniform code is {codes.max()}, expected at most {most}; the file is damaged")
+    return UniformTensor(codes.astype(dtype).reshape(entry.shape), scales, entry.bits)
 
 
 def read_shared(reader: Reader, entry: Entry, codebook: np.ndarray) -> CodebookTensor:

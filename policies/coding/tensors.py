@@ -79,11 +79,12 @@ class UniformTensor:
     Parameters
     ----------
     codes
-        int8, the tensor's shape; within ``[-(2^(bits-1) - 1), 2^(bits-1) - 1]``.
+        int8 up to 8 bit, int16 above, the tensor's shape; within ``[-(2^(bits-1) - 1), 2^(bits-1) - 1]``. At 1 bit they are
+        -1 and 1, and 0 where a weight was pruned.
     scales
         (shape[0],) float32.
     bits
-        Width of a code, 2 to 8.
+        Width of a code, 1 to 16.
     """
 
     codes: np.ndarray
@@ -126,3 +127,8 @@ class GeneratedTensor:
 
 
 StoredTensor = DenseTensor | SparseTensor | CodebookTensor | UniformTensor | GeneratedTensor
+
+
+def uniform_type(bits: int) -> np.dtype:
+    """The type that holds uniform codes of a width."""
+    return np.dtype(np.int8 if bits <= 8 else np.int16)

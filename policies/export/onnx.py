@@ -73,7 +73,7 @@ def _eight_bit_layers(model: nn.Module) -> dict[str, EightBitLayer]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, forms.WEIGHTED) and forms.is_input_quantized(module):
             stored = forms.stored_weight(module)
-            if isinstance(stored, UniformTensor):
+            if isinstance(stored, UniformTensor) and stored.bits <= 8:
                 scale, zero_point = (cast(Tensor, b).item() for b in (module.input_scale, module.input_zero_point))
                 layers[f"{name}.weight"] = EightBitLayer(stored, float(scale), int(zero_point))
     return layers

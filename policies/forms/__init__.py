@@ -19,6 +19,8 @@ from .base import (
     stored_weight,
     weighted_modules,
 )
+from .binary import BinaryWeight, weighted_scales
+from .binary_input import is_input_binary, set_binary_input
 from .generated import GeneratedWeight
 from .input_range import INPUT_RANGE, drop_input_range, is_input_quantized, set_input_range
 from .masked import MaskedWeight
@@ -28,6 +30,7 @@ from .uniform import UniformWeight
 __all__ = [
     "INPUT_RANGE",
     "WEIGHTED",
+    "BinaryWeight",
     "Form",
     "GeneratedWeight",
     "MaskedWeight",
@@ -37,14 +40,17 @@ __all__ = [
     "drop_form",
     "drop_input_range",
     "form_of",
+    "is_input_binary",
     "is_input_quantized",
     "mask_of",
     "masked",
     "per_channel",
     "plain",
     "round_through",
+    "set_binary_input",
     "set_form",
     "set_input_range",
     "stored_weight",
     "weighted_modules",
+    "weighted_scales",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import numpy as np
+import torch
 from torch import Tensor, autograd, nn
 from torch.nn.utils import parametrize
 
@@ -62,6 +63,8 @@ def set_form(module: nn.Module, form: nn.Module) -> None:
 def drop_form(module: nn.Module) -> None:
     """Make the weight an ordinary parameter with its effective value."""
     if form_of(module) is not None:
+        # Some forms draw their values while they train; the effective weight is that of evaluation.
+        cast(Any, module.parametrizations).eval()
         value = cast(Tensor, module.weight).detach().clone()
         trainable = cast(Any, module.parametrizations).weight.original.requires_grad
         # A deep copy has its original's class, from which `remove_parametrizations` would take the property for both.
@@ -93,9 +96,12 @@ def plain(model: nn.Module) -> nn.Module:
     return model
 
 
-def round_through(x: Tensor) -> Tensor:
-    """Rounded to whole numbers; the gradient passes unchanged (straight-through, 1308.3432)."""
-    return cast(Tensor, _StraightThrough.apply(x))
+def round_through(x: Tensor, drawn: bool = False) -> Tensor:
+    """Rounded to whole numbers; the gradient passes unchanged (straight-through, 1308.3432).
+
+    Where it is ``drawn`` whether a value goes up or down, the probability of either is such that the mean is the value.
+    """
+    return cast(Tensor, _StraightThrough.apply(x, drawn))
 
 
 def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -116,9 +122,9 @@ def as_numpy(x: Tensor) -> np.ndarray:
 
 class _StraightThrough(autograd.Function):
     @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return x.round()
+    def forward(_: Any, x: Tensor, drawn: bool) -> Tensor:
+        return (x + torch.rand_like(x)).floor() if drawn else x.round()
 
     @staticmethod
-    def backward(_: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

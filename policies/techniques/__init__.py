@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import functools
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from ..errors import PolicyError
 from ..policy import Scalar, Step
 from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
+from .binarize import Binarize
 from .circulant import Circulant
 from .cp import CP
 from .drop_branch import DropBranch
 from .fastfood import Fastfood
+from .fixed_point import FixedPoint
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
 from .prune_nm import PruneNM
@@ -29,8 +31,10 @@ from .tucker2 import Tucker2
 TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] = {
     "circulant": Circulant,
     "cp": CP,
-    "drop_branch": DropBranch,
     "fastfood": Fastfood,
+    "binarize": Binarize,
+    "drop_branch": DropBranch,
+    "fixed_point": FixedPoint,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
     "prune_nm": PruneNM,
@@ -55,6 +59,7 @@ __all__ = [
     "PruneChannels",
     "Technique",
     "build",
+    "spelled_out",
 ]
 
 
@@ -80,6 +85,16 @@ def build(step: Step) -> Technique | DropBranch | PruneChannels:
         elif required:
             raise PolicyError(f"{step.technique}: parameter '{name}' is missing; it takes {', '.join(known)}")
     return cls(**given)
+
+
+def spelled_out(technique: Technique | DropBranch | PruneChannels) -> Step:
+    """The step with every hyper-parameter, so that a default left out makes no other candidate.
+
+    Hyper-parameters that were added later are left out at their default, see ``base.ADDED_LATER``.
+    """
+    given = {f.name: (getattr(technique, f.name), f) for f in fields(cast(Any, technique))}
+    later = {name for name, (value, f) in given.items() if f.metadata.get("added_later") and value == f.default}
+    return Step.of(technique.name, **{name: value for name, (value, _) in given.items() if name not in later})
 
 
 @functools.cache

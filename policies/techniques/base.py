@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -101,6 +103,13 @@ class Calibration:
     gradients: Tensor | None = None
 
 
+ADDED_LATER: Mapping[str, bool] = MappingProxyType({"added_later": True})
+"""Metadata of a hyper-parameter that a technique got later: its default is not written out.
+
+Policies from before it are spelled out as they were, so that their digest, by which ledgers, seeds and layers on disk are
+known, stays the same.
+"""
+
 Reduction = Literal["stored bytes", "deployed bytes", "MACs", "latency"]
 
 
@@ -131,6 +140,20 @@ class About:
     reduces: tuple[Reduction, ...]
     exports: str
     paper: str
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A technique that gives a layer more than its stored weights: how it trains on, or what it does to its inputs."""
+
+    @property
+    def binary_inputs(self) -> bool:
+        """Whether the layer computes on the signs of its inputs."""
+        ...
+
+    def resume(self, module: nn.Module) -> None:
+        """Give a module whose weights were read what else the technique gave it, in place."""
+        ...
 
 
 @runtime_checkable

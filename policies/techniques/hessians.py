@@ -28,7 +28,7 @@ class SecondOrder(Protocol):
         ...
 
 
-def require_rounding(technique: str, rounding: object) -> None:
+def require_rounding(technique: str, rounding: object, known: Sequence[str] = get_args(Rounding)) -> None:
     """Refuse an unknown kind of rounding.
 
     Raises
@@ -36,8 +36,8 @@ def require_rounding(technique: str, rounding: object) -> None:
     PolicyError
         Naming the technique and the kinds.
     """
-    if rounding not in get_args(Rounding):
-        raise PolicyError(f"{technique}: expected rounding {' or '.join(get_args(Rounding))}, got {rounding!r}")
+    if rounding not in known:
+        raise PolicyError(f"{technique}: expected rounding {' or '.join(known)}, got {rounding!r}")
 
 
 def hessian_reason(layer: LayerInfo) -> str | None:

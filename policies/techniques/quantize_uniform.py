@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .. import forms
-from ..errors import CandidateError, PolicyError
+from ..errors import PolicyError
 from ..second_order import round_with_feedback
-from ..watching import watching
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
-from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding, set_weight
+from .adaptive_rounding import round_adaptively
+from .base import ADDED_LATER, About, Calibration, LayerCost, LayerInfo, Phase
+from .hessians import hessian_reason, layer_hessians, require_rounding, set_weight
+from .input_ranges import RangeMethod, input_ranges
 
 Activations = Literal["float32", "int8"]
+QuantizeRounding = Literal["nearest", "second_order", "adaptive"]
 
 CLIPPING_SHARES = torch.linspace(1.0, 0.1, 37).tolist()
 
@@ -35,12 +37,16 @@ class QuantizeUniform:
         ``int8`` computes on 8-bit inputs too, over the range that the calibration inputs take; ``float32`` leaves them.
     rounding
         ``nearest``, or ``second_order``: the error of each rounded weight is made up for by those that follow, by the
-        layer's Hessian on calibration inputs (GPTQ, 2210.17323).
+        layer's Hessian on calibration inputs (GPTQ, 2210.17323); or ``adaptive``: up or down as it is learned to change the
+        layer's outputs least (AdaRound, 2004.10568).
+    calibration
+        Which range 8-bit inputs have, see ``input_ranges``: ``minmax`` of the calibration inputs, ``percentile`` or ``mse``.
     """
 
     bits: int = 8
     activations: Activations = "float32"
-    rounding: Rounding = "nearest"
+    rounding: QuantizeRounding = "nearest"
+    calibration: RangeMethod = field(default="minmax", metadata=ADDED_LATER)
 
     name: ClassVar[str] = "quantize"
     about: ClassVar[About] = About(
@@ -68,14 +74,21 @@ class QuantizeUniform:
         if self.activations not in get_args(Activations):
             known = " or ".join(get_args(Activations))
             raise PolicyError(f"{self.name}: expected activations {known}, got {self.activations!r}")
-        require_rounding(self.name, self.rounding)
+        require_rounding(self.name, self.rounding, get_args(QuantizeRounding))
+        if self.calibration not in get_args(RangeMethod):
+            known = " or ".join(get_args(RangeMethod))
+            raise PolicyError(f"{self.name}: expected calibration {known}, got {self.calibration!r}")
+        if self.calibration != "minmax" and self.activations != "int8":
+            raise PolicyError(
+                f"{self.name}: calibration {self.calibration} is of 8-bit inputs; give activations: int8, or leave it out"
+            )
         # The need depends on hyper-parameters: the instance's answer stands before the class's.
         object.__setattr__(self, "needs_calibration", self.activations == "int8" or self.second_order)
 
     @property
     def second_order(self) -> bool:
         """Whether it wants the layer's Hessian."""
-        return self.rounding == "second_order"
+        return self.rounding != "nearest"
 
     def check(self, layer: LayerInfo) -> str | None:
         return hessian_reason(layer) if self.second_order else None
@@ -93,7 +106,7 @@ class QuantizeUniform:
         for layer, hessian in zip(layers, hessians):
             self._quantize(layer, hessian)
         if self.activations == "int8":
-            for layer, low, high in self._input_ranges(module, layers, calibration):
+            for layer, low, high in input_ranges(self.name, module, layers, calibration, self.calibration):
                 forms.set_input_range(layer, low, high)
         return module
 
@@ -109,29 +122,11 @@ class QuantizeUniform:
             def project(values: Tensor, _: int) -> Tensor:
                 return (values / scale).round().clamp(-limit, limit) * scale
 
-            set_weight(layer, round_with_feedback(weight, hessian, project, mask))
+            if self.rounding == "adaptive":
+                set_weight(layer, round_adaptively(weight, hessian, form.scale, limit, mask))
+            else:
+                set_weight(layer, round_with_feedback(weight, hessian, project, mask))
         forms.set_form(layer, form)
-
-    def _input_ranges(
-        self, module: nn.Module, layers: list[nn.Module], calibration: Calibration | None
-    ) -> list[tuple[nn.Module, float, float]]:
-        """Least and greatest input of each layer while the calibration inputs pass through the module."""
-        if calibration is None or calibration.inputs.numel() == 0:
-            raise PolicyError(f"{self.name}: activations int8 needs calibration inputs of the layer, got none")
-        ranges: list[tuple[nn.Module, float, float]] = []
-
-        def record(layer: nn.Module, inputs: Tensor) -> None:
-            low, high = inputs.aminmax()
-            ranges.append((layer, float(low), float(high)))
-
-        if layers == [module]:
-            record(module, calibration.inputs)
-        else:
-            with watching({layer: layer for layer in layers}, record), torch.no_grad():
-                module(calibration.inputs)
-        if not all(torch.tensor([low, high]).isfinite().all() for _, low, high in ranges):
-            raise CandidateError(f"{self.name}: expected finite calibration inputs, got nan or inf; check the network")
-        return ranges
 
 
 def channel_scales(weight: Tensor, bits: int) -> Tensor:

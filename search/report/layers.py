@@ -55,7 +55,7 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
         weights=Bar(f"{weights:,}", weights / total) if shape else Bar("not known", 0.0, False),
         what=steps_text(steps) or "untouched",
         sparsity=_sparsity(done.get("prune_magnitude") or done.get("prune_obs")),
-        bits=_bits(done.get("quantize"), done.get("share")),
+        bits=_binary(done) or _bits(done.get("quantize") or done.get("fixed_point"), done.get("share")),
         rank=_rank(done, shape),
         channels=_channels(done.get("prune_channels"), shape),
     )
@@ -63,6 +63,13 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
 
 def _sparsity(given: Mapping[str, Any] | None) -> Bar | None:
     return None if given is None else Bar(share_text(given["sparsity"]), given["sparsity"])
+
+
+def _binary(done: Mapping[str, Mapping[str, Any]]) -> Bar | None:
+    if "binarize" not in done:
+        return None
+    inputs = ", signs of inputs" if done["binarize"].get("method") == "xnor" else ""
+    return Bar(f"1 bit{inputs}", 1 / WIDEST_CODE)
 
 
 def _bits(quantize: Mapping[str, Any] | None, share: Mapping[str, Any] | None) -> Bar:

@@ -180,14 +180,18 @@ def harshness(knob: str, option: str | float) -> float:
 
 
 def precision(option: str) -> tuple[str, float, int]:
-    """Family, bits a weight before entropy coding, and the family's place, of ``float32``, ``w4``, ``k16`` or ``w4a8``."""
+    """Family, bits a weight before entropy coding, and the family's place, of words such as ``w4``, ``k16`` or ``binary``."""
     step = next(precision_step(option), None)
     if step is None:
         return "float32", FLOAT_BITS, 0
     given = dict(step.parameters)
     if step.technique == "share":
         return "shared values", math.log2(int(str(given["clusters"]))), 2
+    if step.technique == "binarize":
+        return "binary", 1.0, 5
     bits = int(str(given["bits"]))
+    if step.technique == "fixed_point":
+        return "fixed point", bits, 4
     return ("8-bit inputs", bits, 3) if given["activations"] == "int8" else ("uniform", bits, 1)
 
 

@@ -33,6 +33,8 @@ _STEPS = {
     "prune_obs": "{sparsity} zeros (second order)",
     "share": "k{clusters}",
     "quantize": "w{bits}{activations}",
+    "fixed_point": "fixed point {bits} bit",
+    "binarize": "binary ({method})",
 }
 
 

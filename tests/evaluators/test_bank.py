@@ -13,6 +13,7 @@ from paretopress.evaluators import bank as banking
 from paretopress.evaluators.bank import Bank
 from paretopress.evaluators.observe import Observations
 from paretopress.evaluators.stitch import norms_after
+from paretopress.policies import forms
 from paretopress.policies.apply import reestimate_statistics, round_vectors, settle_statistics
 from paretopress.policies.architectures import DigitsCNN, ResNet20
 from paretopress.policies.coding.press import encode
@@ -338,3 +339,19 @@ def test_gradients_are_of_the_channels_that_a_cut_leaves(monkeypatch):
     assert small.inputs.shape[1] == 16 and small.gradients.shape[1] == 32
     kept = [i for i in range(64) if i not in bank._lost("conv2", "out", (("conv2", 32),))]
     assert torch.equal(small.gradients, whole.gradients[:, kept])
+
+
+@pytest.mark.parametrize("method", ["xnor", "connect_stochastic", "loss_aware"])
+def test_an_adopted_binary_layer_computes_and_goes_on_training_as_the_one_that_was_written(method):
+    model, graph, pictures = setting()
+    plan = plan_of(graph, {"conv2": [Step.of("binarize", method=method)]})
+    first, second = bank_of(model, graph, pictures), bank_of(model, graph, pictures)
+    (made,) = first.stitch(plan).variants.values()
+    second.adopt({made.digest: write_layer(made.module)})
+    (read,) = second.stitch(plan).variants.values()
+    shape = (2, *graph.layers["conv2"].input_shape)
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(read.module.eval()(inputs), made.module.eval()(inputs))
+    old, new = forms.form_of(made.module), forms.form_of(read.module)
+    assert isinstance(new, forms.BinaryWeight)
+    assert (new.follows, new.stochastic) == (old.follows, old.stochastic)

@@ -393,3 +393,17 @@ def test_a_technique_that_asks_gets_the_gradients_of_its_layers_outputs_and_the_
     assert given is not None and given.gradients is not None
     assert given.gradients.shape == model.conv2(given.inputs).shape
     assert given.gradients.abs().sum() > 0
+
+
+def test_binary_inputs_stand_again_in_a_restored_network():
+    model, graph, x = network("lenet5")
+    steps = {"conv2": (Step.of("binarize", method="xnor"),), "fc1": (Step.of("binarize"),)}
+    plan = make_plan(Policy(steps), graph)
+    compressed = apply_plan(plan, graph, model, x)
+    read = decode(encode(compressed.stored(), {})).tensors
+    restored = restore(plan, graph, model, read)
+    assert forms.is_input_binary(restored.conv2)
+    assert not forms.is_input_binary(restored.fc1)
+    with torch.no_grad():
+        assert torch.equal(restored(x), compressed.plain()(x))
+        assert torch.equal(restored(x), compressed.model(x))

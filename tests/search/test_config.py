@@ -5,6 +5,8 @@ from typing import Any
 
 import paretopress
 import pytest
+from paretopress.evaluators.training.penalties.l1 import L1
+from paretopress.evaluators.training.penalties.l2 import L2
 from paretopress.policies.errors import ConfigError
 from paretopress.search.config import MAX_CONFIG_BYTES, Config, load_config, make_config, parse_yaml
 from pydantic import ValidationError
@@ -70,6 +72,12 @@ def test_an_unknown_key_that_is_near_to_none_lists_what_is_known() -> None:
             "search.sampler: Input should be 'bank', 'nsga2', 'tpe', 'gp' or 'random' (got 'cmaes')",
         ),
         ("latency.pairs", 10, "latency.pairs: Input should be greater than or equal to 50 (got 10)"),
+        (
+            "recovery.penalty",
+            {"l1": -1},
+            "recovery.penalty: penalty l1: expected a finite strength of at least 0, got -1.0",
+        ),
+        ("model.train.penalty", {"neuron_in": 1}, "unknown penalty 'neuron_in'; did you mean 'neurons_in'?"),
         ("seed", -1, "seed: Input should be greater than or equal to 0 (got -1)"),
     ],
 )
@@ -210,6 +218,14 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(ConfigError, match=f"cannot read the configuration {path}"):
             load_config(path)
+
+
+def test_penalties_reach_the_recipes_of_the_dense_network_and_of_recovery() -> None:
+    config = make_config(
+        {"model": {"name": "family:digits_cnn", "train": {"penalty": {"l2": 1}}}, "recovery": {"penalty": {"l1": 1e-5}}}
+    )
+    assert config.recovery.recipe().penalties == (L1(1e-5),)
+    assert config.model.train is not None and config.model.train.recipe().penalties == (L2(1.0),)
 
 
 def test_the_schema_refuses_unknown_keys_and_describes_the_known_ones() -> None:

@@ -143,8 +143,27 @@ def test_patterns_that_match_nothing_are_refused(tie, skip, message):
         ({"rank": ()}, "space.rank: a menu needs"),
         ({"channels": ()}, "space.channels: a menu needs"),
         *(
-            ({"precision": ("float32", text)}, "space.precision: expected float32, wBa8")
-            for text in ("w1", "w9", "w16", "w8a4", "k1", "k0", "k257", "k", "int8", "", "w8\n", " w8", "W8", "k١٦")
+            ({"precision": ("float32", text)}, "space.precision: expected float32; wB or wBa8")
+            for text in (
+                "w1",
+                "w9",
+                "w16",
+                "w8a4",
+                "k1",
+                "k0",
+                "k257",
+                "k",
+                "int8",
+                "",
+                "w8\n",
+                " w8",
+                "W8",
+                "k١٦",
+            )
+        ),
+        *(
+            ({"precision": (text,)}, "space.precision: expected float32; wB or wBa8")
+            for text in ("w8_mse", "w8_adaptive", "fixed1", "fixed17", "dynamic", "binary_mean", "binary_")
         ),
         *(({"rank": (1.0, share)}, "space.rank: shares lie in") for share in (0.0, -0.5, 1.5, float("nan"))),
         *(({"channels": (1.0, share)}, "space.channels: shares lie in") for share in (0.0, 2.0, float("inf"))),
@@ -231,8 +250,28 @@ def test_factors_hold_about_the_share_of_the_weights_that_was_asked(layer, facto
         ("w8a8", [Step.of("quantize", bits=8, activations="int8", rounding="nearest")]),
         ("w3", [Step.of("quantize", bits=3, activations="float32", rounding="nearest")]),
         ("k16", [Step.of("share", clusters=16, rounding="nearest")]),
+        ("w4a8_mse", [Step.of("quantize", bits=4, activations="int8", rounding="nearest", calibration="mse")]),
+        ("w4_adaptive", [Step.of("quantize", bits=4, activations="float32", rounding="nearest")]),
+        ("fixed12", [Step.of("fixed_point", bits=12, exponents="tensor", rounding="nearest")]),
+        ("dynamic8_stochastic", [Step.of("fixed_point", bits=8, exponents="channel", rounding="stochastic")]),
+        ("binary", [Step.of("binarize", method="mean")]),
+        ("binary_connect_stochastic", [Step.of("binarize", method="connect_stochastic")]),
         ("k256", [Step.of("share", clusters=256, rounding="nearest")]),
     ],
 )
 def test_precisions_name_their_technique(text, steps):
     assert list(precision_step(text)) == steps
+    for step in steps:
+        build(step)
+
+
+def test_learned_rounding_is_what_second_order_adds_to_its_word():
+    adaptive = Step.of("quantize", bits=4, activations="float32", rounding="adaptive")
+    assert rich("lenet5", precision=("w4_adaptive",), second_order=True).policy({}).layers["conv2"] == (adaptive,)
+    plain = rich("lenet5", precision=("w4_adaptive",), second_order=False).policy({}).layers["conv2"]
+    assert plain == tuple(precision_step("w4"))
+
+
+def test_signs_of_inputs_are_offered_where_a_layer_can_have_them():
+    policy = rich("lenet5", precision=("binary_xnor",)).policy({})
+    assert policy.layers["conv2"] == (Step.of("binarize", method="xnor"),)

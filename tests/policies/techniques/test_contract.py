@@ -9,9 +9,11 @@ from paretopress.policies.errors import PolicyError
 from paretopress.policies.policy import Step
 from paretopress.policies.techniques import TECHNIQUES, build
 from paretopress.policies.techniques.base import Calibration, LayerInfo
+from paretopress.policies.techniques.binarize import Binarize
 from paretopress.policies.techniques.circulant import Circulant
 from paretopress.policies.techniques.cp import CP
 from paretopress.policies.techniques.fastfood import Fastfood
+from paretopress.policies.techniques.fixed_point import FixedPoint
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.prune_nm import PruneNM
 from paretopress.policies.techniques.prune_obs import PruneOBS
@@ -71,9 +73,19 @@ LAYERS = {
     "pointwise": POINTWISE,
 }
 ANY = (PruneMagnitude(0.7), QuantizeUniform(8), QuantizeUniform(3), QuantizeUniform(8, "int8"), ShareKMeans(5))
+BINARY = (
+    Binarize("sign"),
+    Binarize("mean"),
+    Binarize("loss_aware"),
+    Binarize("connect"),
+    Binarize("connect_stochastic", scaled=False),
+)
+FIXED = (FixedPoint(16), FixedPoint(6, "channel"), FixedPoint(4, "tensor", "stochastic", 3))
+XNOR = Binarize("xnor")
 SECOND_ORDER = (
     PruneOBS(0.7),
     QuantizeUniform(3, rounding="second_order"),
+    QuantizeUniform(4, rounding="adaptive"),
     QuantizeUniform(8, "int8", "second_order"),
     ShareKMeans(5, "second_order"),
 )
@@ -96,6 +108,10 @@ PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens",
 PLAIN |= {
     f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "conv", "strided") for t in (*GENERATED, *GROUPS)
 }
+PLAIN |= {
+    f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("tokens", "strided", "depthwise") for t in (*BINARY, *FIXED)
+}
+PLAIN |= {f"{XNOR}-{name}": Case(XNOR, *LAYERS[name]) for name in LAYERS if name not in ("dilated", "depthwise")}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
 
 
@@ -107,6 +123,7 @@ def after(first, layer):
 PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[1:])}
 PRUNED |= {f"{t} after n of m": Case(t, *after(PruneNM(), CONV)) for t in (ANY[2], ANY[4], SECOND_ORDER[1])}
 PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[1:])}
+PRUNED |= {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*BINARY, *FIXED, XNOR)}
 FACTORIZED = {
     f"{t} after {f}": Case(t, *after(f, layer))
     for t in (*ANY, *SECOND_ORDER)
@@ -122,6 +139,7 @@ FACTORIZED |= {
         (CP(5), CONV),
     )
 }
+FACTORIZED |= {f"{t} after {SVDLinear(6)}": Case(t, *after(SVDLinear(6), LINEAR)) for t in (*BINARY, FIXED[2], XNOR)}
 CASES = PLAIN | PRUNED | FACTORIZED
 
 
@@ -185,6 +203,8 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
         (Tucker2(4, 4), LINEAR, "linear"),
         (Tucker2(4, 4), DEPTHWISE, "8 groups"),
         (Tucker2(4, 4), POINTWISE, "1 x 1"),
+        (XNOR, DEPTHWISE, "8 groups"),
+        (XNOR, DILATED, "no dilation"),
         *((technique, DEPTHWISE, "8 groups, each with inputs and a Hessian of its own") for technique in SECOND_ORDER),
     ],
     ids=str,
@@ -196,7 +216,7 @@ def test_a_layer_that_does_not_fit_is_refused_with_the_reason(technique, layer, 
     assert reason in answer
 
 
-@pytest.mark.parametrize("technique", [*SPLITS, *SECOND_ORDER], ids=str)
+@pytest.mark.parametrize("technique", [*SPLITS, *SECOND_ORDER, XNOR], ids=str)
 def test_a_convolution_that_pads_by_itself_is_refused(technique):
     class PadsItself(nn.Conv2d):
         def forward(self, x):
@@ -208,7 +228,10 @@ def test_a_convolution_that_pads_by_itself_is_refused(technique):
         technique.apply(PadsItself(3, 16, 3, stride=2), Calibration(torch.ones(1, 3, 32, 32)))
 
 
-@pytest.mark.parametrize("technique", [*ANY, *SECOND_ORDER, SVDLinear(2), *SPLITS, *GENERATED, *GROUPS], ids=str)
+REFUSING = [*ANY, *SECOND_ORDER, *BINARY, *FIXED, XNOR, SVDLinear(2), *SPLITS, *GENERATED, *GROUPS]
+
+
+@pytest.mark.parametrize("technique", REFUSING, ids=str)
 def test_a_module_without_weights_is_refused(technique):
     with pytest.raises(PolicyError, match=r"expected a .*, got ReLU"):
         technique.apply(nn.ReLU(), Calibration(torch.ones(1)))
@@ -238,7 +261,9 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("quantize", bits=4.0), "bits is of type int, got 4.0"),
         (Step.of("quantize", activations=8), "activations is of type str, got 8"),
         (Step.of("quantize", activations="int4"), "expected activations float32 or int8, got 'int4'"),
-        (Step.of("quantize", rounding="up"), "expected rounding nearest or second_order, got 'up'"),
+        (Step.of("quantize", rounding="up"), "expected rounding nearest or second_order or adaptive, got 'up'"),
+        (Step.of("quantize", activations="int8", calibration="max"), "expected calibration minmax or .*, got 'max'"),
+        (Step.of("quantize", calibration="mse"), "calibration mse is of 8-bit inputs; give activations: int8"),
         (Step.of("quantize", bits=1), "from 2 to 8, got 1"),
         (Step.of("prune_obs", sparsity=1.0), "prune_obs: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("share", clusters=4, rounding="up"), "share: expected rounding nearest or second_order, got 'up'"),
@@ -258,6 +283,12 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("svd_channel", rank=3, whitening="all"), "svd_channel: expected whitening none or activations"),
         (Step.of("svd_channel", rank=0), "rank as a whole number of at least 1, got 0"),
         (Step.of("cp", rank=0), "rank as a whole number of at least 1, got 0"),
+        (Step.of("binarize", method="half"), "expected method sign, mean, xnor, .*, got 'half'"),
+        (Step.of("binarize", method="mean", scaled=False), "the method mean is its scale.*goes with sign, connect"),
+        (Step.of("fixed_point", bits=17), "from 2 to 16, got 17"),
+        (Step.of("fixed_point", exponents="row"), "expected exponents tensor or channel, got 'row'"),
+        (Step.of("fixed_point", rounding="up"), "expected rounding nearest or stochastic, got 'up'"),
+        (Step.of("fixed_point", seed=-1), "seed of at least 0, got -1"),
         (Step.of("svd", rank=0), "rank as a whole number of at least 1, got 0"),
         (Step.of("svd_spatial", rank=-3), "at least 1, got -3"),
         (Step.of("tucker2", rank_in=0, rank_out=2), "rank_in as a whole number"),

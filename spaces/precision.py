@@ -1,0 +1,117 @@
+"""Words of the precision menu, such as ``w4a8``, ``k16`` or ``binary``, and the steps they stand for: one row a kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..policies.errors import ConfigError
+from ..policies.policy import Step
+
+FINE_BITS = 8
+Pair = tuple[Step, Step]
+"""Rounded to the nearest, and by the layer's Hessian; the same where there is no choice."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A kind of words.
+
+    Parameters
+    ----------
+    pattern
+        Regular expression of the whole word.
+    text
+        How it is told to the user.
+    pair
+        The steps of a word that matches; ``None`` for the word that leaves weights as they are.
+    """
+
+    pattern: str
+    text: str
+    pair: Callable[[re.Match[str]], Pair | None]
+
+
+def _uniform(match: re.Match[str]) -> Pair:
+    bits, activations = int(match["bits"]), "int8" if match["act"] else "float32"
+    given: dict[str, int | str] = {"bits": bits, "activations": activations}
+    kinds = ("nearest", "second_order" if bits < FINE_BITS else "nearest")
+    a, b = (Step.of("quantize", **given, rounding=kind) for kind in kinds)
+    return a, b
+
+
+def _ranged(match: re.Match[str]) -> Pair:
+    plain, second_order = _uniform(match)
+    a, b = (Step.of(s.technique, **dict(s.parameters), calibration=match["how"]) for s in (plain, second_order))
+    return a, b
+
+
+def _adaptive(match: re.Match[str]) -> Pair:
+    plain, _ = _uniform(match)
+    return plain, Step.of(plain.technique, **{**dict(plain.parameters), "rounding": "adaptive"})
+
+
+def _shared(match: re.Match[str]) -> Pair:
+    clusters = int(match["clusters"])
+    kinds = ("nearest", "second_order" if clusters < 2 ** (FINE_BITS - 3) else "nearest")
+    a, b = (Step.of("share", clusters=clusters, rounding=kind) for kind in kinds)
+    return a, b
+
+
+def _fixed(match: re.Match[str]) -> Pair:
+    exponents = "tensor" if match["kind"] == "fixed" else "channel"
+    rounding = "stochastic" if match["drawn"] else "nearest"
+    step = Step.of("fixed_point", bits=int(match["bits"]), exponents=exponents, rounding=rounding)
+    return step, step
+
+
+def _binary(match: re.Match[str]) -> Pair:
+    step = Step.of("binarize", method=match["method"] or "mean")
+    return step, step
+
+
+WORDS: tuple[Word, ...] = (
+    Word(r"float32", "float32", lambda _: None),
+    Word(r"w(?P<bits>[2-8])(?P<act>a8)?", "wB or wBa8 (B from 2 to 8; a8: 8-bit inputs)", _uniform),
+    Word(
+        r"w(?P<bits>[2-8])(?P<act>a8)_(?P<how>percentile|mse)",
+        "wBa8_percentile or wBa8_mse (ranges of 8-bit inputs)",
+        _ranged,
+    ),
+    Word(
+        r"w(?P<bits>[2-7])(?P<act>a8)?_adaptive",
+        "wB_adaptive or wBa8_adaptive (B from 2 to 7; where second order is on)",
+        _adaptive,
+    ),
+    Word(r"k(?P<clusters>[2-9]|[1-9]\d|1\d\d|2[0-4]\d|25[0-6])", "kN (N from 2 to 256 shared values)", _shared),
+    Word(
+        r"(?P<kind>fixed|dynamic)(?P<bits>[2-9]|1[0-6])(?P<drawn>_stochastic)?",
+        "fixedB or dynamicB, with or without _stochastic (B from 2 to 16)",
+        _fixed,
+    ),
+    Word(
+        r"binary(?:_(?P<method>sign|xnor|loss_aware|connect_stochastic|connect))?",
+        "binary, binary_sign, binary_xnor, binary_loss_aware, binary_connect, binary_connect_stochastic",
+        _binary,
+    ),
+)
+KNOWN = "; ".join(word.text for word in WORDS)
+"""All words, for descriptions and complaints."""
+
+
+def precision_pair(text: str) -> Pair | None:
+    """The steps of a word: rounded to the nearest, and by the layer's Hessian; ``None`` for ``float32``.
+
+    Where values are fine enough, the nearest one is as good and found in no time.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown word, with the known ones.
+    """
+    for word in WORDS:
+        match = re.fullmatch(word.pattern, text, re.ASCII)
+        if match is not None:
+            return word.pair(match)
+    raise ConfigError(f"space.precision: expected {KNOWN}; got '{text}'")
