@@ -137,7 +137,8 @@ class SpaceConfig(Section):
     sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped by magnitude")
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8"),
-        description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only) or kN (N shared values)",
+        description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only), kN (N shared values),"
+        " circulantB, toeplitzB (blocks of B) or fastfood (not pruned with them)",
     )
     rank: tuple[float, ...] = Field(
         (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"
@@ -147,7 +148,12 @@ class SpaceConfig(Section):
         ("keep",), description="keep, or keep and drop: whether residual branches may be dropped whole"
     )
     multiple: Count = Field(8, description="channel counts are multiples of this")
-    factorize: Literal["svd_spatial", "tucker2"] = Field("svd_spatial", description="how convolutions are factorized")
+    factorize: Literal["svd_spatial", "svd_channel", "tucker2", "cp"] = Field(
+        "svd_spatial", description="how convolutions are factorized; linear layers and 1 x 1 ones are by SVD"
+    )
+    prune: Literal["auto", "n_of_m"] = Field(
+        "auto", description="which weights sparsity drops: any, or as many of each group of inputs (2 of 4 for 0.5)"
+    )
     second_order: bool = Field(
         True,
         description="weights that are left make up for those that go or are rounded (2208.11580), where a layer allows it",
