@@ -165,7 +165,12 @@ class SpaceConfig(Section):
         ("keep",), description="keep, or keep and drop: whether residual branches may be dropped whole"
     )
     multiple: Count = Field(8, description="channel counts are multiples of this")
-    factorize: Literal["svd_spatial", "tucker2"] = Field("svd_spatial", description="how convolutions are factorized")
+    factorize: Literal["svd_spatial", "svd_channel", "tucker2", "cp"] = Field(
+        "svd_spatial", description="how convolutions are factorized; linear layers and 1 x 1 ones are by SVD"
+    )
+    prune: Literal["auto", "n_of_m"] = Field(
+        "auto", description="which weights sparsity drops: any, or as many of each group of inputs (2 of 4 for 0.5)"
+    )
     second_order: bool = Field(
         True,
         description="weights that are left make up for those that go or are rounded (2208.11580), where a layer allows it",

@@ -185,7 +185,9 @@ def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
-    space = LayerwiseSpace(graph, units, menus, section.multiple, section.factorize, section.second_order)
+    space = LayerwiseSpace(
+        graph, units, menus, section.multiple, section.factorize, section.second_order, section.prune
+    )
     if not space.menu():
         raise ConfigError(
             "space: every menu has one option or none fits a layer;"

@@ -12,9 +12,10 @@ from ..policies.errors import ConfigError
 from ..policies.graph import ModelGraph
 from ..policies.policy import Policy, Step
 from ..policies.techniques import build
-from ..policies.techniques.base import LayerInfo
+from ..policies.techniques.base import Clashing, LayerInfo
 from .base import Choices, SuggestTrial
-from .precision import precision_pair
+from .groups import group_steps
+from .precision import is_generated, precision_pair
 
 KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
 BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
@@ -84,7 +85,10 @@ class LayerwiseSpace:
     factorize
         Technique for convolutions.
     second_order
-        Whether weights that are left make up for those that go or are rounded, where a layer allows it.
+        Whether weights that are left make up for those that go or are rounded, and factors are those of the outputs, where
+        a layer allows it.
+    prune
+        ``auto``: sparsity drops weights wherever they stand; ``n_of_m``: as many of each group of inputs.
     """
 
     graph: ModelGraph
@@ -93,6 +97,7 @@ class LayerwiseSpace:
     multiple: int = 8
     factorize: str = "svd_spatial"
     second_order: bool = False
+    prune: str = "auto"
     _cache: dict[tuple[object, ...], tuple[Step, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def menu(self) -> dict[str, Sequence[object]]:
@@ -230,22 +235,30 @@ class LayerwiseSpace:
             group = self.graph.group_of(layer.name)
             if group is not None and group.refusal is None and group.root == layer.name:
                 yield Step.of("prune_channels", sparsity=round(1 - channels, 6), multiple=self.multiple)
+        factors = None
         if rank < 1:
-            yield factor_step(layer, rank, self.factorize)
+            factors = self._best(layer, factor_steps(layer, rank, self.factorize))
+            yield factors
+        sparsity, precision = float(str(options["sparsity"])), str(options["precision"])
+        # Zeros would not be kept in a weight that is made from few parameters.
         # A depthwise layer has few weights and each of them matters: leaving some out costs much and saves next to nothing.
-        if float(str(options["sparsity"])) > 0 and layer.groups == 1:
-            yield self._best(layer, pruning_steps(float(str(options["sparsity"]))))
+        if sparsity > 0 and layer.groups == 1 and not is_generated(precision):
+            pruning = group_steps(sparsity) if self.prune == "n_of_m" else pruning_steps(sparsity)
+            yield self._best(layer, pruning, factors)
         # Behind second-order pruning it costs seconds a layer and lowers the network's error no further.
-        pruned = float(str(options["sparsity"])) > 0
-        steps = precision_pair(str(options["precision"]))
+        steps = precision_pair(precision)
         if steps is not None:
-            yield steps[0] if pruned else self._best(layer, steps)
+            yield steps[0] if sparsity > 0 else self._best(layer, steps, factors)
 
-    def _best(self, layer: LayerInfo, steps: tuple[Step, Step]) -> Step:
-        """The second-order step of a pair, if it is wanted and the layer can have it."""
+    def _best(self, layer: LayerInfo, steps: tuple[Step, Step], factors: Step | None = None) -> Step:
+        """The second-order step of a pair, if it is wanted and the layer and its factors can have it."""
         plain, second_order = steps
         affordable = layer.weights * math.prod(layer.weight_shape[1:]) ** 2 <= MOST_OPERATIONS
-        return second_order if self.second_order and affordable and build(second_order).check(layer) is None else plain
+        if not self.second_order or not affordable or build(second_order).check(layer) is not None:
+            return plain
+        before, technique = None if factors is None else build(factors), build(second_order)
+        clashes = isinstance(before, Clashing) and before.clash(technique) is not None
+        return plain if clashes else second_order
 
 
 def pruning_steps(sparsity: float) -> tuple[Step, Step]:
@@ -261,16 +274,39 @@ def precision_step(text: str) -> Iterator[Step]:
 
 
 def factor_step(layer: LayerInfo, share: float, factorize: str) -> Step:
-    """The factorization whose factors hold about this share of the layer's weights."""
-    out, into = layer.weight_shape[:2]
-    if layer.kind == "linear":
-        return Step.of("svd", rank=_grid(share * out * into / (out + into)))
-    height, width = layer.weight_shape[2:]
+    """The factorization whose factors hold about this share of the layer's weights, for the weights alone."""
+    return factor_steps(layer, share, factorize)[0]
+
+
+def factor_steps(layer: LayerInfo, share: float, factorize: str) -> tuple[Step, Step]:
+    """The same, and that for the outputs where there is one.
+
+    A linear layer and a 1 x 1 convolution are matrices, whatever convolutions are factorized by.
+    """
+    wanted = share * layer.weights
+    out = layer.weight_shape[0]
+    inputs = layer.weights // out
+    if layer.kind == "linear" or layer.weight_shape[2:] == (1, 1):
+        return _whitened("svd", wanted / (out + inputs))
+    if factorize == "svd_channel":
+        return _whitened("svd_channel", wanted / (out + inputs))
+    into, height, width = layer.weight_shape[1:]
     if factorize == "svd_spatial":
-        return Step.of("svd_spatial", rank=_grid(share * layer.weights / (into * height + out * width)))
-    a, b = out * into * height * width, out * out + into * into
-    scale = (-b + (b * b + 4 * a * share * layer.weights) ** 0.5) / (2 * a)
-    return Step.of("tucker2", rank_in=_grid(scale * into), rank_out=_grid(scale * out))
+        step = Step.of("svd_spatial", rank=_grid(wanted / (into * height + out * width)))
+    elif factorize == "cp":
+        step = Step.of("cp", rank=_grid(wanted / sum(layer.weight_shape)))
+    else:
+        a, b = out * into * height * width, out * out + into * into
+        scale = (-b + (b * b + 4 * a * wanted) ** 0.5) / (2 * a)
+        step = Step.of("tucker2", rank_in=_grid(scale * into), rank_out=_grid(scale * out))
+    return step, step
+
+
+def _whitened(technique: str, rank: float) -> tuple[Step, Step]:
+    return (
+        Step.of(technique, rank=_grid(rank), whitening="none"),
+        Step.of(technique, rank=_grid(rank), whitening="activations"),
+    )
 
 
 def make_units(

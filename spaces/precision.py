@@ -71,6 +71,28 @@ def _binary(match: re.Match[str]) -> Pair:
     return step, step
 
 
+def _circulant(match: re.Match[str]) -> Pair:
+    step = Step.of("circulant", block=int(match["block"]), seed=0)
+    return step, step
+
+
+def _toeplitz(match: re.Match[str]) -> Pair:
+    step = Step.of("toeplitz", block=int(match["block"]))
+    return step, step
+
+
+def _fastfood(_: re.Match[str]) -> Pair:
+    step = Step.of("fastfood", seed=1)
+    return step, step
+
+
+GENERATED: tuple[Word, ...] = (
+    Word(r"circulant(?P<block>[1-9]\d{1,3}|[2-9])", "circulantB (blocks of B, from 2 to 9999)", _circulant),
+    Word(r"toeplitz(?P<block>[1-9]\d{1,3}|[2-9])", "toeplitzB (the same)", _toeplitz),
+    Word(r"fastfood", "fastfood", _fastfood),
+)
+"""Weights that are made from few parameters: zeros would not be kept in them."""
+
 WORDS: tuple[Word, ...] = (
     Word(r"float32", "float32", lambda _: None),
     Word(r"w(?P<bits>[2-8])(?P<act>a8)?", "wB or wBa8 (B from 2 to 8; a8: 8-bit inputs)", _uniform),
@@ -95,6 +117,7 @@ WORDS: tuple[Word, ...] = (
         "binary, binary_sign, binary_xnor, binary_loss_aware, binary_connect, binary_connect_stochastic",
         _binary,
     ),
+    *GENERATED,
 )
 KNOWN = "; ".join(word.text for word in WORDS)
 """All words, for descriptions and complaints."""
@@ -115,3 +138,8 @@ def precision_pair(text: str) -> Pair | None:
         if match is not None:
             return word.pair(match)
     raise ConfigError(f"space.precision: expected {KNOWN}; got '{text}'")
+
+
+def is_generated(text: str) -> bool:
+    """Whether the word stands for weights that are made from few parameters."""
+    return any(re.fullmatch(word.pattern, text, re.ASCII) for word in GENERATED)

@@ -18,7 +18,7 @@ weights; where there is a single weight nothing is read. ``number``, ``ints`` an
     text     = choice(2) deflated, number of bytes, bytes by uniform(256)
                JSON [metadata, name, name, ...]; deflated: raw deflate with the dictionary in ``container.py``
     columns  = ints(top 4; 255 in version 2) form of each tensor: 0 dense, 1 sparse, 2 codebook, 3 codebook with mask,
-               4 uniform; the others (version 2) as their rows in ``kinds.py`` say
+               4 uniform; 5 generated (version 2); the others (version 2) as their rows in ``kinds.py`` say
                ints(top 32) dimensions of each; ints all sizes, tensor after tensor
                ints(top 11) type of each dense tensor (``floats.DTYPES``); ints(top 7) type of each codebook's codes
                ints(top 255) bits of each uniform tensor; ints length of each codebook and scales
@@ -31,6 +31,7 @@ weights; where there is a single weight nothing is read. ``number``, ``ints`` an
     with mask= mask, grouped(top k - 1) codes
     uniform  = number t (largest magnitude); if t > 0: mask of the codes that are not 0, grouped(top t - 1) magnitudes
                less one, ints(top 1) signs (1 is negative)
+    generated= choice(32) place in ``generated.GENERATORS``, number b, number seed, floats: as many as its ``count`` says
 
     ints     = nothing if there are no values or top is 0; otherwise choice(4):
                0: number, the value of all

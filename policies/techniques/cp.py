@@ -94,10 +94,14 @@ def cp_factors(weight: Tensor, rank: int) -> list[Tensor]:
     Raises
     ------
     CandidateError
-        Where no start leads to finite factors.
+        Where weights are not finite or no start leads to finite factors.
     """
     tensor = weight.detach().double()
-    size = tensor.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    if not bool(tensor.isfinite().all()):
+        raise CandidateError("cp: expected finite weights, got nan or inf; check the network")
+    if not bool(tensor.any()):
+        return [weight.new_zeros(side, rank) for side in weight.shape]
+    size = tensor.norm()
     found = [descend(tensor / size, _start(tensor / size, rank, singular)) for singular in STARTS]
     finite = [factors for factors in found if all(bool(factor.isfinite().all()) for factor in factors)]
     if not finite:

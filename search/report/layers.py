@@ -54,7 +54,7 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
         shape=" ".join([str(layer["kind"]), "×".join(map(str, shape))]).strip(),
         weights=Bar(f"{weights:,}", weights / total) if shape else Bar("not known", 0.0, False),
         what=steps_text(steps) or "untouched",
-        sparsity=_sparsity(done.get("prune_magnitude") or done.get("prune_obs")),
+        sparsity=_sparsity(done.get("prune_magnitude") or done.get("prune_obs") or _in_groups(done.get("prune_nm"))),
         bits=_binary(done) or _bits(done.get("quantize") or done.get("fixed_point"), done.get("share")),
         rank=_rank(done, shape),
         channels=_channels(done.get("prune_channels"), shape),
@@ -63,6 +63,10 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
 
 def _sparsity(given: Mapping[str, Any] | None) -> Bar | None:
     return None if given is None else Bar(share_text(given["sparsity"]), given["sparsity"])
+
+
+def _in_groups(given: Mapping[str, Any] | None) -> dict[str, float] | None:
+    return None if given is None else {"sparsity": 1 - given.get("n", 2) / given.get("m", 4)}
 
 
 def _binary(done: Mapping[str, Mapping[str, Any]]) -> Bar | None:
@@ -93,7 +97,11 @@ def _rank(done: Mapping[str, Mapping[str, Any]], shape: Sequence[int]) -> Bar | 
     if (given := done.get("svd_spatial")) is not None:
         full = min(shape[1] * shape[2], shape[0] * shape[3]) if len(shape) == 4 else 0
     elif (given := done.get("svd")) is not None:
-        full = min(shape) if shape else 0
+        full = min(shape[:2]) if shape else 0
+    elif (given := done.get("svd_channel")) is not None:
+        full = min(shape[0], math.prod(shape[1:])) if len(shape) == 4 else 0
+    elif (given := done.get("cp")) is not None:
+        full = 0
     else:
         return None
     return _bar(f"{given['rank']} of {full}" if full else str(given["rank"]), given["rank"], full)

@@ -169,6 +169,11 @@ def knobs(profile: Profile) -> list[str]:
     return [knob for knob in KNOBS if any(knob in variant.choices for variant in profile.variants)]
 
 
+# Parameters of a block of so many rows and columns over its size; Fastfood's block is the layer, here one of usual width.
+_DIAGONALS = {"circulant": 1, "toeplitz": 2, "fastfood": 3}
+_WIDTH = 512
+
+
 def harshness(knob: str, option: str | float) -> float:
     """Options in order: larger takes more away."""
     if knob == "blocks":
@@ -189,6 +194,8 @@ def precision(option: str) -> tuple[str, float, int]:
         return "shared values", math.log2(int(str(given["clusters"]))), 2
     if step.technique == "binarize":
         return "binary", 1.0, 5
+    if step.technique in _DIAGONALS:
+        return "few parameters", FLOAT_BITS * _DIAGONALS[step.technique] / int(str(given.get("block", _WIDTH))), 4
     bits = int(str(given["bits"]))
     if step.technique == "fixed_point":
         return "fixed point", bits, 4

@@ -103,6 +103,9 @@ PRUNE, SVD, SPATIAL = (
 )
 TUCKER, SHARE = Step.of("tucker2", rank_in=8, rank_out=6), Step.of("share", clusters=5)
 OBS = Step.of("prune_obs", sparsity=0.6)
+CP, CHANNEL = Step.of("cp", rank=6), Step.of("svd_channel", rank=5, whitening="activations")
+WHITENED, GROUPS = Step.of("svd", rank=4, whitening="activations"), Step.of("prune_nm")
+CIRCULANT, TOEPLITZ, FASTFOOD = Step.of("circulant", block=4, seed=2), Step.of("toeplitz", block=4), Step.of("fastfood")
 W3H, SHAREH = (
     Step.of("quantize", bits=3, rounding="second_order"),
     Step.of("share", clusters=5, rounding="second_order"),
@@ -119,6 +122,21 @@ COMBINATIONS = {
     "factorized and shared": ("digits", {"conv2": [TUCKER, SHARE], "fc1": [SVD, SHARE]}),
     "factorized, pruned, shared": ("digits", {"conv2": [SPATIAL, PRUNE, SHARE], "fc1": [SVD, PRUNE, SHARE]}),
     "factorized, pruned, quantized": ("digits", {"conv2": [TUCKER, PRUNE, W8A8], "fc1": [SVD, PRUNE, W8A8]}),
+    "factorized by other ways, pruned, shared": (
+        "digits",
+        {
+            "conv1": [CP, SHARE],
+            "conv2": [CP, PRUNE, SHARE],
+            "fc1": [WHITENED, OBS, SHAREH],
+            "fc2": [WHITENED, PRUNE, W4],
+        },
+    ),
+    "bottleneck, pruned in groups, shared": (
+        "digits",
+        {"conv2": [CHANNEL, GROUPS, SHARE], "fc1": [SVD, Step.of("prune_nm", saliency="second_order"), W3H]},
+    ),
+    "made from few parameters": ("digits", {"conv2": [CIRCULANT], "fc1": [FASTFOOD], "fc2": [TOEPLITZ]}),
+    "factors made from few parameters": ("digits", {"conv2": [CHANNEL, TOEPLITZ], "fc1": [CHANNELS, SVD, CIRCULANT]}),
     "pruned and rounded by the Hessian": ("digits", {"conv1": [SHAREH], "conv2": [OBS, W3H], "fc2": [OBS, SHAREH]}),
     "channels dropped": ("digits", {"conv1": [CHANNELS], "conv2": [CHANNELS], "fc1": [CHANNELS]}),
     "all four": (

@@ -13,7 +13,7 @@ from paretopress.policies.apply import apply_plan
 from paretopress.policies.architectures import DigitsCNN, LeNet5, ResNet20
 from paretopress.policies.errors import PolicyError
 from paretopress.policies.graph import ModelGraph
-from paretopress.policies.plan import make_plan
+from paretopress.policies.plan import before_rising_sparsity, make_plan
 from paretopress.policies.policy import Policy, Step
 from paretopress.policies.techniques import Phase, PruneChannels
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
@@ -137,7 +137,7 @@ def test_a_step_without_effect_is_left_out(layer, step):
 
 
 def test_a_rank_that_is_full_once_channels_are_dropped_is_left_out():
-    rank = Step.of("svd", rank=260)
+    rank = Step.of("svd", rank=260, whitening="none")
     assert plan_of("lenet5", {"fc1": [rank]}).policy == Policy({"fc1": (rank,)})
     assert plan_of("lenet5", {"fc1": [rank, channels(0.5)]}).policy == Policy({"fc1": (channels(0.5),)})
     assert plan_of("lenet5", {"fc1": [rank], "conv2": [channels(0.7)]}).policy == Policy({"conv2": (channels(0.7),)})
@@ -271,3 +271,39 @@ def test_normalisation_is_idempotent_or_the_policy_is_refused(policy):
     again = make_plan(plan.policy, graph)
     assert again == plan
     assert again.policy.to_json() == plan.policy.to_json()
+
+
+@pytest.mark.parametrize(
+    ("layer", "steps", "complaint"),
+    [
+        (
+            "fc1",
+            [Step.of("circulant", block=4), Step.of("share", clusters=4)],
+            "circulant and share exclude each other",
+        ),
+        ("fc1", [Step.of("fastfood"), Step.of("quantize", bits=4)], "fastfood stores the parameters"),
+        ("fc1", [Step.of("toeplitz", block=4), Step.of("prune_nm")], "exclude each other; keep one"),
+        ("conv2", [Step.of("cp", rank=8), Step.of("prune_obs", sparsity=0.5)], "cp and prune_obs exclude each other"),
+        (
+            "conv2",
+            [Step.of("cp", rank=8), Step.of("quantize", bits=3, rounding="second_order")],
+            "cp leaves depthwise layers, of which each channel has a Hessian of its own",
+        ),
+    ],
+)
+def test_techniques_that_undo_each_other_are_refused_with_the_reason(layer, steps, complaint):
+    graph = ModelGraph.trace(LeNet5().eval(), torch.randn(1, 1, 28, 28))
+    with pytest.raises(PolicyError, match=complaint):
+        make_plan(Policy({layer: tuple(steps)}), graph)
+
+
+def test_what_is_not_pruned_step_by_step_is_done_before_it():
+    graph = ModelGraph.trace(LeNet5().eval(), torch.randn(1, 1, 28, 28))
+    steps = {
+        "conv2": (Step.of("svd_channel", rank=8), Step.of("prune_nm"), Step.of("quantize", bits=4)),
+        "fc1": (Step.of("prune_magnitude", sparsity=0.5), Step.of("share", clusters=4)),
+        "fc2": (Step.of("circulant", block=4),),
+    }
+    early = before_rising_sparsity(make_plan(Policy(steps), graph))
+    done = {layer.layer.name: [technique.name for technique in layer.techniques] for layer in early.layers}
+    assert done == {"conv2": ["svd_channel", "prune_nm"], "fc2": ["circulant"]}

@@ -19,6 +19,9 @@ STEPS = {
     "pruned and shared": (Step.of("prune_magnitude", sparsity=0.7), Step.of("share", clusters=5)),
     "four bits": (Step.of("quantize", bits=4),),
     "pruned, three bits": (Step.of("prune_magnitude", sparsity=0.5), Step.of("quantize", bits=3)),
+    "circulant": (Step.of("circulant", block=3, seed=5),),
+    "Fastfood": (Step.of("fastfood"),),
+    "in groups": (Step.of("prune_nm"),),
     "factors, four bits": (Step.of("svd", rank=3), Step.of("quantize", bits=4)),
 }
 

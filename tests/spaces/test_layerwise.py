@@ -16,6 +16,7 @@ from paretopress.policies.policy import Policy, Step
 from paretopress.policies.techniques import build
 from paretopress.search.config import SpaceConfig, SpaceRule
 from paretopress.search.prepare import make_space
+from paretopress.spaces.groups import group_steps
 from paretopress.spaces.layerwise import LayerwiseSpace, Menu, factor_step, make_units, precision_step
 from paretopress.tests.contracts.space import CONTRACT, Case, FixedTrial
 
@@ -48,6 +49,9 @@ def rich(name: str, **changes) -> LayerwiseSpace:
 CASES = {
     "digits": ("digits", {}),
     "digits, tucker": ("digits", {"factorize": "tucker2"}),
+    "digits, cp": ("digits", {"factorize": "cp", "second_order": True}),
+    "digits, channel, groups": ("digits", {"factorize": "svd_channel", "prune": "n_of_m", "sparsity": (0.0, 0.5, 0.9)}),
+    "digits, structures": ("digits", {"precision": ("float32", "circulant4", "toeplitz8", "fastfood", "w8a8")}),
     "digits, tied": ("digits", {"tie": (("conv*",), ("fc*",))}),
     "lenet5, all tied": ("lenet5", {"tie": "all"}),
     "lenet5, skipped": ("lenet5", {"skip": ("conv1", "fc2")}),
@@ -185,7 +189,7 @@ def test_knobs_without_effect_are_not_offered():
     untied = rich("resnet20", tie="none", multiple=2).menu()
     assert "conv1/channels" in untied
     assert "layer1.0.conv2/channels" not in untied, "its channels follow conv1"
-    assert "layer2.0.shortcut.0/rank" not in untied, "a 1 x 1 kernel cannot be split"
+    assert "layer2.0.shortcut.0/rank" in untied, "a 1 x 1 kernel is a matrix"
 
 
 def test_where_the_coupling_is_unknown_no_channels_are_offered():
@@ -236,7 +240,10 @@ def test_the_inverse_is_quick_on_a_deep_network():
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.25, 0.1])
-@pytest.mark.parametrize(("layer", "factorize"), [("conv2", "svd_spatial"), ("conv2", "tucker2"), ("fc1", "tucker2")])
+@pytest.mark.parametrize(
+    ("layer", "factorize"),
+    [("conv2", "svd_spatial"), ("conv2", "svd_channel"), ("conv2", "tucker2"), ("conv2", "cp"), ("fc1", "tucker2")],
+)
 def test_factors_hold_about_the_share_of_the_weights_that_was_asked(layer, factorize, share):
     info = graph_of("lenet5").layers[layer]
     kept = build(factor_step(info, share, factorize)).cost(info).weight_bits / (32 * info.weights)
@@ -256,6 +263,9 @@ def test_factors_hold_about_the_share_of_the_weights_that_was_asked(layer, facto
         ("dynamic8_stochastic", [Step.of("fixed_point", bits=8, exponents="channel", rounding="stochastic")]),
         ("binary", [Step.of("binarize", method="mean")]),
         ("binary_connect_stochastic", [Step.of("binarize", method="connect_stochastic")]),
+        ("circulant8", [Step.of("circulant", block=8, seed=0)]),
+        ("toeplitz16", [Step.of("toeplitz", block=16)]),
+        ("fastfood", [Step.of("fastfood", seed=1)]),
         ("k256", [Step.of("share", clusters=256, rounding="nearest")]),
     ],
 )
@@ -275,3 +285,35 @@ def test_learned_rounding_is_what_second_order_adds_to_its_word():
 def test_signs_of_inputs_are_offered_where_a_layer_can_have_them():
     policy = rich("lenet5", precision=("binary_xnor",)).policy({})
     assert policy.layers["conv2"] == (Step.of("binarize", method="xnor"),)
+
+
+@pytest.mark.parametrize("text", ["circulant", "circulant1", "circulant08", "toeplitz0", "fastfood4", "Circulant8"])
+def test_a_structure_that_is_misspelt_is_refused_with_the_known_words(text):
+    with pytest.raises(ConfigError, match=r"circulantB .*toeplitzB .*fastfood; got"):
+        Menu(precision=("float32", text))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "n", "m"),
+    [(0.5, 2, 4), (0.75, 1, 4), (0.25, 3, 4), (0.875, 1, 8), (0.9375, 1, 16), (0.9, 3, 32), (0.99, 1, 32)],
+)
+def test_a_share_of_zeros_becomes_groups_of_inputs(sparsity, n, m):
+    assert group_steps(sparsity)[0] == Step.of("prune_nm", n=n, m=m, saliency="magnitude")
+
+
+def test_factors_are_those_of_the_outputs_where_second_order_is_wanted():
+    space = rich("digits", factorize="svd_channel", second_order=True, rank=(0.5,))
+    steps = space.policy({}).layers
+    assert [dict(steps[name][0].parameters)["whitening"] for name in ("conv2", "fc1")] == ["activations"] * 2
+
+
+def test_behind_cp_nothing_asks_for_a_hessian():
+    space = rich("digits", factorize="cp", second_order=True, rank=(0.5,), sparsity=(0.5,), precision=("w3",))
+    steps = space.policy({}).layers["conv2"]
+    assert [step.technique for step in steps] == ["cp", "prune_magnitude", "quantize"]
+    assert "prune_obs" in [step.technique for step in space.policy({}).layers["fc1"]]
+
+
+def test_a_weight_made_from_few_parameters_is_not_pruned():
+    steps = rich("digits", rank=(1.0,), sparsity=(0.5,), precision=("circulant4",)).policy({}).layers["fc1"]
+    assert [step.technique for step in steps] == ["circulant"]
