@@ -213,7 +213,8 @@ def curve(profile: Profile, unit: Unit, knob: str) -> list[int]:
     for index in unit.variants:
         choices = profile.variants[index].choices
         if knob in choices and all(choices.get(name) == option for name, option in mildest.items() if name != knob):
-            found[harshness(knob, choices[knob])] = index
+            # Of options that take away as much, such as two ways to binary weights, none hides the other.
+            found[harshness(knob, choices[knob]), str(choices[knob])] = index
     return [found[place] for place in sorted(found)]
 
 

@@ -84,3 +84,9 @@ def test_what_is_left_has_nothing_more_to_leave_out():
     once = kernel_policy(policy)
     assert kernel_policy(once) == once
     assert kernel_policy(Policy()) == Policy()
+
+
+def test_signs_of_inputs_stay_since_the_runtime_computes_them():
+    xnor, binary = Step.of("binarize", method="xnor"), Step.of("binarize")
+    found = kernel_policy(Policy({"conv2": (SPARSE, xnor), "conv3": (binary,)}))
+    assert found == Policy({"conv2": (xnor,)})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ....policies.errors import ConfigError
 from .base import Penalty
+from .binary import Binary
 from .l1 import L1
 from .l2 import L2
 from .neurons import NeuronsIn, NeuronsOut
@@ -16,6 +17,7 @@ PENALTIES: dict[str, Callable[[float], Penalty]] = {
     "l2": L2,
     "neurons_in": NeuronsIn,
     "neurons_out": NeuronsOut,
+    "binary": Binary,
 }
 
 __all__ = ["PENALTIES", "Penalty", "make_penalty"]
