@@ -11,7 +11,7 @@ from .branches import Branch
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
 from .policy import Policy, Step
-from .techniques import DropBranch, PruneChannels, Technique, build
+from .techniques import ChannelTechnique, DropBranch, MergeNeurons, Technique, build
 from .techniques.base import LayerInfo, Phase
 
 
@@ -49,7 +49,7 @@ class Plan:
     """
 
     policy: Policy
-    channels: Mapping[str, PruneChannels]
+    channels: Mapping[str, ChannelTechnique]
     layers: tuple[LayerPlan, ...]
     dropped: tuple[Branch, ...] = ()
 
@@ -64,7 +64,7 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
         cannot be applied to their layer, two of one phase, coupled layers that are given different channel steps.
     """
     complaints: list[str] = []
-    channels: dict[str, tuple[PruneChannels, Step]] = {}
+    channels: dict[str, tuple[ChannelTechnique, Step]] = {}
     wanted: dict[str, list[tuple[Technique, Step]]] = {}
     asked = _read(policy, graph, complaints)
     dropped = _dropped([name for name, technique in asked if isinstance(technique, DropBranch)], graph, complaints)
@@ -73,7 +73,7 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
         if isinstance(technique, DropBranch) or name in gone:
             continue
         step = _spelled_out(technique)
-        if isinstance(technique, PruneChannels):
+        if isinstance(technique, ChannelTechnique):
             complaints.extend(_place_channels(name, technique, step, graph, channels))
         else:
             wanted.setdefault(name, []).append((technique, step))
@@ -103,7 +103,7 @@ def before(plan: Plan, phase: Phase) -> Plan:
 
 def _read(
     policy: Policy, graph: ModelGraph, complaints: list[str]
-) -> list[tuple[str, Technique | DropBranch | PruneChannels]]:
+) -> list[tuple[str, Technique | DropBranch | ChannelTechnique]]:
     """The techniques that the policy names, each with its layer."""
     found = []
     for name, steps in policy.layers.items():
@@ -150,22 +150,22 @@ def _plan_layer(
     return LayerPlan(layer, tuple(t for t, _ in chosen.values())), [s for _, s in chosen.values()]
 
 
-def _spelled_out(technique: Technique | PruneChannels) -> Step:
+def _spelled_out(technique: Technique | ChannelTechnique) -> Step:
     """The step with every hyper-parameter, so that a default left out makes no other candidate."""
     return Step.of(technique.name, **asdict(cast(Any, technique)))
 
 
 def _place_channels(
     name: str,
-    technique: PruneChannels,
+    technique: ChannelTechnique,
     step: Step,
     graph: ModelGraph,
-    channels: dict[str, tuple[PruneChannels, Step]],
+    channels: dict[str, tuple[ChannelTechnique, Step]],
 ) -> Iterable[str]:
     group = graph.group_of(name)
     reason = _why_not(name, technique, graph, group)
     if reason is not None:
-        yield f"layer '{name}': prune_channels cannot be applied: {reason}"
+        yield f"layer '{name}': {technique.name} cannot be applied: {reason}"
         return
     assert group is not None
     known = channels.get(group.root)
@@ -174,15 +174,26 @@ def _place_channels(
     channels[group.root] = (technique, step)
 
 
-def _why_not(name: str, technique: PruneChannels, graph: ModelGraph, group: ChannelGroup | None) -> str | None:
+def _why_not(name: str, technique: ChannelTechnique, graph: ModelGraph, group: ChannelGroup | None) -> str | None:
     if graph.coupling_error is not None:
         return f"the coupling of the network's channels could not be found ({graph.coupling_error})"
     if group is None:
         return "its channels belong to no group that can be pruned"
-    return group.refusal or technique.check(graph.layers[name])
+    reason = group.refusal or technique.check(graph.layers[name])
+    return unmergeable(group, graph) if reason is None and isinstance(technique, MergeNeurons) else reason
 
 
-def _shapes_after(graph: ModelGraph, channels: Mapping[str, PruneChannels]) -> dict[str, LayerInfo]:
+def unmergeable(group: ChannelGroup, graph: ModelGraph) -> str | None:
+    """Why the group's channels are not the same function of their own weights, or ``None``."""
+    if not group.slots or len(group.producers) != 1:
+        return "neurons are merged where one layer makes them, and by index; its channels are shared with other layers"
+    between = [slot.module for slot in group.slots if slot.module not in graph.layers]
+    if between:
+        return f"'{between[0]}' gives each of its channels a scale of its own, so that equal weights do not make them alike"
+    return None
+
+
+def _shapes_after(graph: ModelGraph, channels: Mapping[str, ChannelTechnique]) -> dict[str, LayerInfo]:
     lost: dict[tuple[str, str], int] = {}
     for group in graph.groups:
         if group.root in channels:

@@ -82,8 +82,12 @@ class RecoveryConfig(TrainConfig):
     weight_decay: float = Field(0.0, ge=0)
     prune_share: Share = Field(
         0.5,
-        description="share of the epochs in which pruned layers lose their weights step by step, and those that matter"
-        " come back (1608.04493); 0: all at once",
+        description="share of the epochs in which pruned layers lose their weights step by step; 0: all at once",
+    )
+    prune_schedule: Literal["gradual", "iterative", "surgery"] = Field(
+        "gradual",
+        description="how they do: along a cubic, and those that matter come back (1710.01878); in rounds of pruning and"
+        " training (1506.02626); or all from the start, and masked weights that grow are spliced in again (1608.04493)",
     )
     tryout: Share = Field(
         0.1,
@@ -151,7 +155,7 @@ class SpaceRule(Section):
 class SpaceConfig(Section):
     """What may be done to a layer; a menu of one entry is no choice."""
 
-    sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped by magnitude")
+    sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped")
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8"),
         description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only) or kN (N shared values)",
@@ -165,6 +169,16 @@ class SpaceConfig(Section):
     )
     multiple: Count = Field(8, description="channel counts are multiples of this")
     factorize: Literal["svd_spatial", "tucker2"] = Field("svd_spatial", description="how convolutions are factorized")
+    drop: Literal["energy", "magnitude", "activity", "taylor", "hessian", "merge"] = Field(
+        "energy",
+        description="which channels go: those of least energy, weight, activity, first-order change of the loss or"
+        " second-order change of what reads them; or neurons that are alike are merged (1507.06149)",
+    )
+    prune: Literal["auto", "magnitude", "obd", "obd_inputs", "obs"] = Field(
+        "auto",
+        description="which weights sparsity drops: the smallest, those of least curvature times square by the loss's"
+        " gradients (obd) or by the layer's inputs, or by the layer's Hessian (obs); auto: obs where second_order allows it",
+    )
     second_order: bool = Field(
         True,
         description="weights that are left make up for those that go or are rounded (2208.11580), where a layer allows it",

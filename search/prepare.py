@@ -185,7 +185,16 @@ def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
-    space = LayerwiseSpace(graph, units, menus, section.multiple, section.factorize, section.second_order)
+    space = LayerwiseSpace(
+        graph,
+        units,
+        menus,
+        section.multiple,
+        section.factorize,
+        section.second_order,
+        section.prune,
+        section.drop,
+    )
     if not space.menu():
         raise ConfigError(
             "space: every menu has one option or none fits a layer;"
@@ -256,6 +265,7 @@ def _settings(config: Config) -> Settings:
         latency_threads=config.latency.threads,
         recovery=config.recovery.recipe(),
         prune_share=config.recovery.prune_share,
+        prune_schedule=config.recovery.prune_schedule,
         tryout=config.recovery.tryout,
         temperature=config.recovery.temperature,
         # Without true labels the dense network is the only one to learn from.

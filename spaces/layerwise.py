@@ -8,12 +8,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import get_args
 
 from ..policies.errors import ConfigError
-from ..policies.graph import ModelGraph
+from ..policies.graph import ChannelGroup, ModelGraph
+from ..policies.plan import unmergeable
 from ..policies.policy import Policy, Step
 from ..policies.techniques import build
 from ..policies.techniques.base import LayerInfo
+from ..policies.techniques.prune_channels import Score
 from .base import Choices, SuggestTrial
 
 KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
@@ -21,6 +24,16 @@ BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
 DROP = Step.of("drop_branch")
 AUTO_TIE_ABOVE = 16
 FINE_BITS = 8
+DROPPERS: dict[str, tuple[str, dict[str, str]]] = {
+    **{score: ("prune_channels", {"score": score}) for score in get_args(Score)},
+    "merge": ("merge_neurons", {}),
+}
+PRUNERS: dict[str, tuple[str, dict[str, str]]] = {
+    "magnitude": ("prune_magnitude", {}),
+    "obd": ("prune_obd", {"curvature": "fisher"}),
+    "obd_inputs": ("prune_obd", {"curvature": "inputs"}),
+    "obs": ("prune_obs", {}),
+}
 MOST_OPERATIONS = 1e12
 """Solving a layer's rows takes about as many; above it a layer falls back to magnitude and to the nearest value."""
 _PRECISION = re.compile(r"float32|w(?P<bits>[2-8])(?P<act>a8)?|k(?P<clusters>\d{1,3})", re.ASCII)
@@ -91,6 +104,10 @@ class LayerwiseSpace:
         Technique for convolutions.
     second_order
         Whether weights that are left make up for those that go or are rounded, where a layer allows it.
+    prune
+        Which weights go: a word of ``PRUNERS``, or ``auto``: ``obs`` where ``second_order`` allows it, else ``magnitude``.
+    drop
+        Which channels go: a word of ``DROPPERS``; where neurons cannot be merged, those of least energy.
     """
 
     graph: ModelGraph
@@ -99,6 +116,8 @@ class LayerwiseSpace:
     multiple: int = 8
     factorize: str = "svd_spatial"
     second_order: bool = False
+    prune: str = "auto"
+    drop: str = "energy"
     _cache: dict[tuple[object, ...], tuple[Step, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def menu(self) -> dict[str, Sequence[object]]:
@@ -235,16 +254,28 @@ class LayerwiseSpace:
         if channels < 1:
             group = self.graph.group_of(layer.name)
             if group is not None and group.refusal is None and group.root == layer.name:
-                yield Step.of("prune_channels", sparsity=round(1 - channels, 6), multiple=self.multiple)
+                yield self._dropping(group, round(1 - channels, 6))
         if rank < 1:
             yield factor_step(layer, rank, self.factorize)
         # A depthwise layer has few weights and each of them matters: leaving some out costs much and saves next to nothing.
         if float(str(options["sparsity"])) > 0 and layer.groups == 1:
-            yield self._best(layer, pruning_steps(float(str(options["sparsity"]))))
+            yield self._pruning(layer, float(str(options["sparsity"])))
         # Behind second-order pruning it costs seconds a layer and lowers the network's error no further.
         pruned = float(str(options["sparsity"])) > 0
         for steps in precision_steps(str(options["precision"])):
             yield steps[0] if pruned else self._best(layer, steps)
+
+    def _dropping(self, group: ChannelGroup, sparsity: float) -> Step:
+        instead = self.drop == "merge" and unmergeable(group, self.graph) is not None
+        technique, fixed = DROPPERS["energy" if instead else self.drop]
+        return Step.of(technique, sparsity=sparsity, multiple=self.multiple, **fixed)
+
+    def _pruning(self, layer: LayerInfo, sparsity: float) -> Step:
+        plain = pruning_step("magnitude", sparsity)
+        if self.prune == "auto":
+            return self._best(layer, (plain, pruning_step("obs", sparsity)))
+        step = pruning_step(self.prune, sparsity)
+        return step if build(step).check(layer) is None else plain
 
     def _best(self, layer: LayerInfo, steps: tuple[Step, Step]) -> Step:
         """The second-order step of a pair, if it is wanted and the layer can have it."""
@@ -253,9 +284,10 @@ class LayerwiseSpace:
         return second_order if self.second_order and affordable and build(second_order).check(layer) is None else plain
 
 
-def pruning_steps(sparsity: float) -> tuple[Step, Step]:
-    """Pruning by magnitude, and by the layer's Hessian."""
-    return Step.of("prune_magnitude", sparsity=sparsity), Step.of("prune_obs", sparsity=sparsity)
+def pruning_step(word: str, sparsity: float) -> Step:
+    """The step of a word of ``PRUNERS``."""
+    technique, fixed = PRUNERS[word]
+    return Step.of(technique, sparsity=sparsity, **fixed)
 
 
 def precision_steps(text: str) -> Iterator[tuple[Step, Step]]:

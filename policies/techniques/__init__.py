@@ -11,8 +11,10 @@ from ..errors import PolicyError
 from ..policy import Scalar, Step
 from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
 from .drop_branch import DropBranch
+from .merge_neurons import MergeNeurons
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
+from .prune_obd import PruneOBD
 from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
 from .share_kmeans import ShareKMeans
@@ -20,10 +22,15 @@ from .svd_linear import SVDLinear
 from .svd_spatial import SVDSpatial
 from .tucker2 import Tucker2
 
-TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] = {
+ChannelTechnique = PruneChannels | MergeNeurons
+"""What drops channels of a coupled group: it says how many are kept (``keep``) and how they are chosen (``chosen_by``)."""
+
+TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels] | type[MergeNeurons]] = {
     "drop_branch": DropBranch,
+    "merge_neurons": MergeNeurons,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
+    "prune_obd": PruneOBD,
     "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
     "share": ShareKMeans,
@@ -36,9 +43,11 @@ __all__ = [
     "TECHNIQUES",
     "About",
     "Calibration",
+    "ChannelTechnique",
     "DropBranch",
     "LayerCost",
     "LayerInfo",
+    "MergeNeurons",
     "Phase",
     "PruneChannels",
     "Technique",
@@ -46,7 +55,7 @@ __all__ = [
 ]
 
 
-def build(step: Step) -> Technique | DropBranch | PruneChannels:
+def build(step: Step) -> Technique | DropBranch | ChannelTechnique:
     """The technique that a step of a policy names, with its hyper-parameters.
 
     Raises

@@ -10,6 +10,7 @@ from paretopress.policies.policy import Step
 from paretopress.policies.techniques import TECHNIQUES, build
 from paretopress.policies.techniques.base import Calibration, LayerInfo
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
+from paretopress.policies.techniques.prune_obd import PruneOBD
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
 from paretopress.policies.techniques.share_kmeans import ShareKMeans
@@ -65,15 +66,17 @@ LAYERS = {
     "pointwise": POINTWISE,
 }
 ANY = (PruneMagnitude(0.7), QuantizeUniform(8), QuantizeUniform(3), QuantizeUniform(8, "int8"), ShareKMeans(5))
+FISHER = (PruneOBD(0.7),)
 SECOND_ORDER = (
     PruneOBS(0.7),
+    PruneOBD(0.7, "inputs"),
     QuantizeUniform(3, rounding="second_order"),
     QuantizeUniform(8, "int8", "second_order"),
     ShareKMeans(5, "second_order"),
 )
 SPLITS = (SVDSpatial(7), Tucker2(5, 6), Tucker2(3, 99), Tucker2(99, 6))
 
-PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in ANY}
+PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in (*ANY, *FISHER)}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in LAYERS if name != "depthwise" for t in SECOND_ORDER}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens") for t in (SVDLinear(6),)}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
@@ -84,11 +87,11 @@ def after(first, layer):
     return (lambda seed: first.apply(make(seed), Calibration(inputs))), inputs
 
 
-PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[1:])}
-PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[1:])}
+PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[2:])}
+PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[2:])}
 FACTORIZED = {
     f"{t} after {f}": Case(t, *after(f, layer))
-    for t in (*ANY, *SECOND_ORDER)
+    for t in (*ANY, *FISHER, *SECOND_ORDER)
     for f, layer in ((SVDLinear(6), LINEAR), (SVDSpatial(7), CONV), (Tucker2(5, 6), CONV))
 }
 CASES = PLAIN | PRUNED | FACTORIZED
@@ -117,6 +120,7 @@ def test_cost_is_that_of_the_real_modules(case):
         (PruneMagnitude(0.001), LINEAR),
         (PruneOBS(0.0), CONV),
         (PruneOBS(0.001), LINEAR),
+        (PruneOBD(0.001), LINEAR),
         (SVDLinear(20), LINEAR),
         (SVDSpatial(36), CONV),
         (Tucker2(12, 16), CONV),
@@ -194,6 +198,7 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("quantize", activations="int4"), "expected activations float32 or int8, got 'int4'"),
         (Step.of("quantize", rounding="up"), "expected rounding nearest or second_order, got 'up'"),
         (Step.of("quantize", bits=1), "from 2 to 8, got 1"),
+        (Step.of("prune_obd", sparsity=1.0), "prune_obd: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("prune_obs", sparsity=1.0), "prune_obs: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("share", clusters=4, rounding="up"), "share: expected rounding nearest or second_order, got 'up'"),
         (Step.of("prune_magnitude", sparsity="most"), "sparsity is of type float, got 'most'"),
