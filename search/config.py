@@ -156,6 +156,11 @@ class SpaceConfig(Section):
     """What may be done to a layer; a menu of one entry is no choice."""
 
     sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped")
+    sparsity_global: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="total sparsities for which one magnitude threshold over all layers gives each layer its own; these"
+        " are tried and added to the layers' menus, where no rule gives a layer its sparsity",
+    )
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8"),
         description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only) or kN (N shared values)",

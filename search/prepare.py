@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
     bench = Workbench(model, graph, data.without_test(), reference, settings, threads)
-    return Prepared(bench, data, make_space(config.space, graph), context, workers, threads)
+    return Prepared(bench, data, make_space(config.space, graph, model), context, workers, threads)
 
 
 def read_data(config: Config, say: Say) -> DataSet:
@@ -174,8 +174,8 @@ def save_network(model: nn.Module, path: Path) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
-def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
-    """The space of a configuration on a network.
+def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None = None) -> LayerwiseSpace:
+    """The space of a configuration on a network; its weights are needed for ``sparsity_global`` alone.
 
     Raises
     ------
@@ -195,6 +195,9 @@ def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
         section.prune,
         section.drop,
     )
+    if section.sparsity_global:
+        assert model is not None, "sparsity_global needs the network's weights"
+        space = space.with_thresholds(_prunable(section, space, model), section.sparsity_global)
     if not space.menu():
         raise ConfigError(
             "space: every menu has one option or none fits a layer;"
@@ -241,6 +244,22 @@ def _menu(section: SpaceConfig, names: tuple[str, ...]) -> Menu:
         if any(fnmatchcase(name, rule.layers) for name in names):
             options |= {knob: value for knob in options if (value := getattr(rule, knob)) is not None}
     return Menu(**options)
+
+
+def _prunable(section: SpaceConfig, space: LayerwiseSpace, model: nn.Module) -> dict[str, np.ndarray]:
+    """The weights of each unit whose sparsity no rule sets; depthwise layers are not pruned."""
+    found: dict[str, np.ndarray] = {}
+    for unit, names in space.units.items():
+        ruled = any(r.sparsity is not None and fnmatchcase(name, r.layers) for r in section.rules for name in names)
+        layers = [model.get_submodule(name) for name in names if space.graph.layers[name].groups == 1]
+        if layers and not ruled:
+            weights = [cast(Tensor, layer.weight).detach().cpu().numpy().ravel() for layer in layers]
+            found[unit] = np.concatenate(weights)
+    if not found:
+        raise ConfigError(
+            "space.sparsity_global: every layer has a rule for its sparsity or is depthwise; leave it out"
+        )
+    return found
 
 
 def _check_blocks(section: SpaceConfig, graph: ModelGraph) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import get_args
 
+import numpy as np
+
 from ..policies.errors import ConfigError
 from ..policies.graph import ChannelGroup, ModelGraph
 from ..policies.plan import unmergeable
@@ -18,10 +20,12 @@ from ..policies.techniques import build
 from ..policies.techniques.base import LayerInfo
 from ..policies.techniques.prune_channels import Score
 from .base import Choices, SuggestTrial
+from .thresholds import sparsities_by_threshold
 
 KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
 BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
 DROP = Step.of("drop_branch")
+PROPOSAL = "proposal"
 AUTO_TIE_ABOVE = 16
 FINE_BITS = 8
 DROPPERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -108,6 +112,10 @@ class LayerwiseSpace:
         Which weights go: a word of ``PRUNERS``, or ``auto``: ``obs`` where ``second_order`` allows it, else ``magnitude``.
     drop
         Which channels go: a word of ``DROPPERS``; where neurons cannot be merged, those of least energy.
+    added
+        Sparsities of each unit's menu that are there for the proposals alone.
+    proposals
+        Unit -> its sparsity, for each sparsity of the whole network; see ``with_thresholds``.
     """
 
     graph: ModelGraph
@@ -118,6 +126,8 @@ class LayerwiseSpace:
     second_order: bool = False
     prune: str = "auto"
     drop: str = "energy"
+    added: Mapping[str, frozenset[float]] = field(default_factory=dict)
+    proposals: tuple[Mapping[str, float], ...] = ()
     _cache: dict[tuple[object, ...], tuple[Step, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def menu(self) -> dict[str, Sequence[object]]:
@@ -170,25 +180,43 @@ class LayerwiseSpace:
     def uniform(self) -> Iterator[Choices]:
         """Every layer alike: the dense network, each option alone, then precision with sparsity and with channels.
 
+        Then the proposals: one threshold for all layers, alone and with each precision.
+
         No block is dropped: without all of them at once, little is left of a network.
         """
         knobs = self.menu()
+        plain = {name: self._plain(name, options) for name, options in knobs.items()}
         longest = {
-            knob: max((len(o) for name, o in knobs.items() if name.endswith("/" + knob)), default=1) for knob in KNOBS
+            knob: max((len(i) for name, i in plain.items() if name.endswith("/" + knob)), default=1) for knob in KNOBS
         }
         settings: list[dict[str, int]] = [{}]
         settings += [{knob: i} for knob in reversed(KNOBS[1:]) for i in range(1, longest[knob])]
         for other in ("channels", "sparsity", "rank"):
             pairs = itertools.product(range(1, longest[other]), range(1, longest["precision"]))
             settings += [{other: i, "precision": j} for i, j in pairs]
+        pairs = itertools.product(range(len(self.proposals)), range(longest["precision"]))
+        settings += [{PROPOSAL: i, "precision": j} for i, j in pairs]
         seen = set()
         for setting in settings:
             chosen: Choices = {
-                name: min(setting.get(name.rpartition("/")[2], 0), len(o) - 1) for name, o in knobs.items()
+                name: i[min(setting.get(name.rpartition("/")[2], 0), len(i) - 1)] for name, i in plain.items()
             }
+            chosen |= self._at_thresholds(knobs, setting.get(PROPOSAL))
             if tuple(chosen.values()) not in seen:
                 seen.add(tuple(chosen.values()))
                 yield chosen
+
+    def _plain(self, knob: str, options: Sequence[object]) -> list[int]:
+        """Indices of the options that were given, not added for a proposal."""
+        unit, _, kind = knob.rpartition("/")
+        added = self.added.get(unit, frozenset()) if kind == "sparsity" else frozenset()
+        return [index for index, option in enumerate(options) if option not in added]
+
+    def _at_thresholds(self, knobs: Mapping[str, Sequence[object]], proposal: int | None) -> Choices:
+        """Each unit's sparsity in a proposal."""
+        wanted = {} if proposal is None else self.proposals[proposal]
+        names = {unit: f"{unit}/sparsity" for unit in wanted if f"{unit}/sparsity" in knobs}
+        return {name: list(knobs[name]).index(wanted[unit]) for unit, name in names.items()}
 
     def variants(self, most: int) -> dict[str, tuple[Choices, ...]]:
         """The product of each unit's menus; of long menus, interior options are left out until ``most`` variants remain."""
@@ -221,6 +249,24 @@ class LayerwiseSpace:
     def without(self, units: Collection[str]) -> LayerwiseSpace:
         """The same space with some units left dense."""
         return replace(self, units={unit: names for unit, names in self.units.items() if unit not in units}, _cache={})
+
+    def with_thresholds(self, weights: Mapping[str, np.ndarray], totals: Sequence[float]) -> LayerwiseSpace:
+        """The same space that also proposes one magnitude threshold for all these units, for each total sparsity.
+
+        Parameters
+        ----------
+        weights
+            Unit -> the weights of its layers; units that are not named take no part.
+        totals
+            Shares of all these weights that go, in (0, 1).
+        """
+        proposals = tuple(sparsities_by_threshold(weights, total) for total in totals)
+        menus, added = dict(self.menus), {}
+        for unit in weights:
+            given = menus[unit].sparsity
+            added[unit] = frozenset(proposal[unit] for proposal in proposals) - set(given)
+            menus[unit] = replace(menus[unit], sparsity=tuple(sorted({*given, *added[unit]})))
+        return replace(self, menus=menus, added=added, proposals=proposals, _cache={})
 
     def _starts_branch(self, layer: str) -> bool:
         branch = self.graph.branch_of(layer)
