@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..policies.apply import CompressedModel, apply_plan, quantize_layers, round_vectors, settle_statistics
+from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
 from ..policies.errors import CandidateError
@@ -295,6 +295,7 @@ class CandidateEvaluator:
         inner = _inner_targets(early.model, targets)
         schedule = self.bench.settings.prune_schedule
         prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss, schedule=schedule)
+        drop_dead(plan, self.bench.graph, early.model, self._example)
         compressed = CompressedModel(early.model, plan)
         quantize_layers(plan, early.model, self._calibration)
         self._train(compressed.model, second, seed + 1, data)
@@ -308,7 +309,8 @@ class CandidateEvaluator:
         return self._compress_plan(make_plan(policy, self.bench.graph))
 
     def _compress_plan(self, plan: Plan) -> CompressedModel:
-        if self._bank.can_make(plan):
+        # Which channels are dead is only known of the whole network.
+        if not plan.dead and self._bank.can_make(plan):
             return self._bank.assemble(plan, self._calibration)
         return apply_plan(plan, self.bench.graph, self.bench.model, self._calibration, self._energies)
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
+from .dead import drop_dead_channels, drop_some
 from .errors import CandidateError, FormatError
 from .forms import (
     INPUT_RANGE,
@@ -95,6 +96,7 @@ def apply_plan(
     }
     _drop(plan, graph, model, calibration[:1], choices)
     _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped), early=True)
+    drop_dead(plan, graph, model, calibration[:1])
     _take_turn(plan, model, calibration, _changes_inputs(plan), early=False)
     return CompressedModel(model.eval(), plan)
 
@@ -132,6 +134,8 @@ def restore(
                 module = technique.apply(module, None)
         _replace(model, layer.layer.name, module)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
+    counts = {root: len(state[f"{root}.weight"]) for root in plan.dead if f"{root}.weight" in state}
+    drop_some(model, [group for group in graph.groups if group.root in plan.dead], counts)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -148,6 +152,11 @@ def restore(
         for name, x in _settle_and_record(model, calibration, _eight_bit(plan, model), False).items():
             set_input_range(model.get_submodule(name), *_range(x))
     return model
+
+
+def drop_dead(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) -> None:
+    """Drop the channels that pruning has left without a connection where the plan says so, in place."""
+    drop_dead_channels(model, [group for group in graph.groups if group.root in plan.dead], example)
 
 
 def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:

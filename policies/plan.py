@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from .branches import Branch
+from .dead import why_kept
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
 from .policy import Policy, Step
-from .techniques import ChannelTechnique, DropBranch, MergeNeurons, Technique, build
+from .techniques import ChannelTechnique, DropBranch, DropDead, MergeNeurons, Technique, build
 from .techniques.base import LayerInfo, Phase
 
 
@@ -46,12 +47,15 @@ class Plan:
         What is done to each layer that is touched by itself.
     dropped
         Residual branches that are dropped whole.
+    dead
+        Roots of the groups whose channels without a connection are dropped once weights are pruned.
     """
 
     policy: Policy
     channels: Mapping[str, ChannelTechnique]
     layers: tuple[LayerPlan, ...]
     dropped: tuple[Branch, ...] = ()
+    dead: tuple[str, ...] = ()
 
 
 def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
@@ -66,11 +70,15 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     complaints: list[str] = []
     channels: dict[str, tuple[ChannelTechnique, Step]] = {}
     wanted: dict[str, list[tuple[Technique, Step]]] = {}
+    dead: list[str] = []
     asked = _read(policy, graph, complaints)
     dropped = _dropped([name for name, technique in asked if isinstance(technique, DropBranch)], graph, complaints)
     gone = {layer for branch in dropped for layer in branch.layers}
     for name, technique in asked:
         if isinstance(technique, DropBranch) or name in gone:
+            continue
+        if isinstance(technique, DropDead):
+            dead.append(name)
             continue
         step = _spelled_out(technique)
         if isinstance(technique, ChannelTechnique):
@@ -87,23 +95,26 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
         normalised.setdefault(name, []).extend(steps_kept)
         if plan.techniques:
             plans.append(plan)
+    emptied = _emptied(dead, graph, plans, complaints)
+    for root in emptied:
+        normalised.setdefault(root, []).append(Step.of(DropDead.name))
     if complaints:
         raise PolicyError("the policy does not fit the network:\n  " + "\n  ".join(complaints))
     final = Policy({name: tuple(steps) for name, steps in normalised.items()})
     order = {name: position for position, name in enumerate(graph.layers)}
     plans.sort(key=lambda p: order[p.layer.name])
-    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans), dropped)
+    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans), dropped, emptied)
 
 
 def before(plan: Plan, phase: Phase) -> Plan:
-    """The plan's earlier phases alone."""
+    """The plan's earlier phases alone, dead channels kept: what is pruned while it trains may come back."""
     layers = [replace(p, techniques=tuple(t for t in p.techniques if t.phase < phase)) for p in plan.layers]
-    return replace(plan, layers=tuple(p for p in layers if p.techniques))
+    return replace(plan, layers=tuple(p for p in layers if p.techniques), dead=())
 
 
 def _read(
     policy: Policy, graph: ModelGraph, complaints: list[str]
-) -> list[tuple[str, Technique | DropBranch | ChannelTechnique]]:
+) -> list[tuple[str, Technique | DropBranch | DropDead | ChannelTechnique]]:
     """The techniques that the policy names, each with its layer."""
     found = []
     for name, steps in policy.layers.items():
@@ -174,13 +185,32 @@ def _place_channels(
     channels[group.root] = (technique, step)
 
 
-def _why_not(name: str, technique: ChannelTechnique, graph: ModelGraph, group: ChannelGroup | None) -> str | None:
+def _why_not(
+    name: str, technique: ChannelTechnique | DropDead, graph: ModelGraph, group: ChannelGroup | None
+) -> str | None:
     if graph.coupling_error is not None:
         return f"the coupling of the network's channels could not be found ({graph.coupling_error})"
     if group is None:
         return "its channels belong to no group that can be pruned"
     reason = group.refusal or technique.check(graph.layers[name])
     return unmergeable(group, graph) if reason is None and isinstance(technique, MergeNeurons) else reason
+
+
+def _emptied(
+    names: Iterable[str], graph: ModelGraph, plans: Iterable[LayerPlan], complaints: list[str]
+) -> tuple[str, ...]:
+    """Roots of the groups of these layers, in the network's order."""
+    factorized = {p.layer.name for p in plans if any(t.phase == Phase.FACTORIZE for t in p.techniques)}
+    roots = set()
+    for name in names:
+        group = graph.group_of(name)
+        reason = _why_not(name, DropDead(), graph, group)
+        if reason is None and group is not None:
+            reason = why_kept(group, factorized)
+            roots.add(group.root)
+        if reason is not None:
+            complaints.append(f"layer '{name}': {DropDead.name} cannot be applied: {reason}")
+    return tuple(name for name in graph.layers if name in roots)
 
 
 def unmergeable(group: ChannelGroup, graph: ModelGraph) -> str | None:

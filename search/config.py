@@ -179,6 +179,9 @@ class SpaceConfig(Section):
         description="which channels go: those of least energy, weight, activity, first-order change of the loss or"
         " second-order change of what reads them; or neurons that are alike are merged (1507.06149)",
     )
+    drop_dead: bool = Field(
+        False, description="drop channels that pruning leaves without a connection; not where ranks are chosen too"
+    )
     prune: Literal["auto", "magnitude", "obd", "obd_inputs", "obs"] = Field(
         "auto",
         description="which weights sparsity drops: the smallest, those of least curvature times square by the loss's"

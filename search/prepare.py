@@ -185,6 +185,10 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
+    if section.drop_dead and any(share < 1 for menu in menus.values() for share in menu.rank):
+        raise ConfigError(
+            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank"
+        )
     space = LayerwiseSpace(
         graph,
         units,
@@ -194,6 +198,7 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
         section.second_order,
         section.prune,
         section.drop,
+        section.drop_dead,
     )
     if section.sparsity_global:
         assert model is not None, "sparsity_global needs the network's weights"

@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 
+from ..policies.dead import why_kept
 from ..policies.errors import ConfigError
 from ..policies.graph import ChannelGroup, ModelGraph
 from ..policies.plan import unmergeable
@@ -24,7 +25,7 @@ from .thresholds import sparsities_by_threshold
 
 KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
 BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
-DROP = Step.of("drop_branch")
+DROP, DROP_DEAD = Step.of("drop_branch"), Step.of("drop_dead")
 PROPOSAL = "proposal"
 AUTO_TIE_ABOVE = 16
 FINE_BITS = 8
@@ -112,6 +113,8 @@ class LayerwiseSpace:
         Which weights go: a word of ``PRUNERS``, or ``auto``: ``obs`` where ``second_order`` allows it, else ``magnitude``.
     drop
         Which channels go: a word of ``DROPPERS``; where neurons cannot be merged, those of least energy.
+    drop_dead
+        Whether channels that pruning leaves without a connection are dropped.
     added
         Sparsities of each unit's menu that are there for the proposals alone.
     proposals
@@ -126,6 +129,7 @@ class LayerwiseSpace:
     second_order: bool = False
     prune: str = "auto"
     drop: str = "energy"
+    drop_dead: bool = False
     added: Mapping[str, frozenset[float]] = field(default_factory=dict)
     proposals: tuple[Mapping[str, float], ...] = ()
     _cache: dict[tuple[object, ...], tuple[Step, ...]] = field(default_factory=dict, repr=False, compare=False)
@@ -310,6 +314,13 @@ class LayerwiseSpace:
         pruned = float(str(options["sparsity"])) > 0
         for steps in precision_steps(str(options["precision"])):
             yield steps[0] if pruned else self._best(layer, steps)
+        if pruned and self.drop_dead and self._can_empty(layer):
+            yield DROP_DEAD
+
+    def _can_empty(self, layer: LayerInfo) -> bool:
+        group = self.graph.group_of(layer.name)
+        makes = group is not None and group.refusal is None and group.root == layer.name
+        return makes and group is not None and why_kept(group, ()) is None
 
     def _dropping(self, group: ChannelGroup, sparsity: float) -> Step:
         instead = self.drop == "merge" and unmergeable(group, self.graph) is not None

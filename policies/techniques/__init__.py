@@ -11,6 +11,7 @@ from ..errors import PolicyError
 from ..policy import Scalar, Step
 from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
 from .drop_branch import DropBranch
+from .drop_dead import DropDead
 from .merge_neurons import MergeNeurons
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
@@ -25,8 +26,11 @@ from .tucker2 import Tucker2
 ChannelTechnique = PruneChannels | MergeNeurons
 """What drops channels of a coupled group: it says how many are kept (``keep``) and how they are chosen (``chosen_by``)."""
 
-TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels] | type[MergeNeurons]] = {
+TECHNIQUES: dict[
+    str, type[Technique] | type[DropBranch] | type[DropDead] | type[PruneChannels] | type[MergeNeurons]
+] = {
     "drop_branch": DropBranch,
+    "drop_dead": DropDead,
     "merge_neurons": MergeNeurons,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
@@ -45,6 +49,7 @@ __all__ = [
     "Calibration",
     "ChannelTechnique",
     "DropBranch",
+    "DropDead",
     "LayerCost",
     "LayerInfo",
     "MergeNeurons",
@@ -55,7 +60,7 @@ __all__ = [
 ]
 
 
-def build(step: Step) -> Technique | DropBranch | ChannelTechnique:
+def build(step: Step) -> Technique | DropBranch | DropDead | ChannelTechnique:
     """The technique that a step of a policy names, with its hyper-parameters.
 
     Raises

@@ -33,6 +33,7 @@ _STEPS = {
     "prune_magnitude": "{sparsity} zeros",
     "prune_obd": "{sparsity} zeros ({curvature})",
     "prune_obs": "{sparsity} zeros (second order)",
+    "drop_dead": "dead channels dropped",
     "share": "k{clusters}",
     "quantize": "w{bits}{activations}",
 }

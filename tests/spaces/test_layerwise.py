@@ -49,6 +49,7 @@ def rich(name: str, **changes) -> LayerwiseSpace:
 CASES = {
     "digits": ("digits", {}),
     "digits, tucker": ("digits", {"factorize": "tucker2"}),
+    "digits, dead dropped": ("digits", {"drop_dead": True, "rank": (1.0,), "channels": (1.0, 0.5)}),
     "digits, merged": ("digits", {"drop": "merge", "prune": "obd"}),
     "digits, tied": ("digits", {"tie": (("conv*",), ("fc*",))}),
     "lenet5, all tied": ("lenet5", {"tie": "all"}),
@@ -132,6 +133,14 @@ def test_a_word_says_which_channels_go(word, found):
     steps = {name: step for name, (step,) in layers.items()}
     assert {name: (s.technique, dict(s.parameters).get("score")) for name, s in steps.items()} == found
     assert {dict(step.parameters)["sparsity"] for step in steps.values()} == {0.5}
+
+
+def test_dead_channels_are_dropped_where_weights_are_pruned_and_not_beside_ranks():
+    space = rich("digits", drop_dead=True, rank=(1.0,))
+    layers = space.policy({"fc1/sparsity": 1, "fc2/sparsity": 1, "conv1/precision": 1}).layers
+    assert [name for name, steps in layers.items() if Step.of("drop_dead") in steps] == ["fc1"]
+    with pytest.raises(ConfigError, match=r"space\.drop_dead: channels of factorized layers cannot be dropped"):
+        rich("digits", drop_dead=True)
 
 
 def test_a_layer_that_a_pruner_refuses_is_pruned_by_magnitude():
