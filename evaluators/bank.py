@@ -28,7 +28,8 @@ from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor, StoredTensor
 from ..policies.copying import with_modules
 from ..policies.errors import CandidateError, FormatError, PolicyError
-from ..policies.graph import ModelGraph, group_scores
+from ..policies.graph import ModelGraph
+from ..policies.importance import Choice, Importance, fold_channels
 from ..policies.plan import Plan
 from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
@@ -94,8 +95,8 @@ class Stitch:
     stored_bytes: int
 
 
-Cuts = tuple[tuple[str, int], ...]
-"""Roots of channel groups, and how many channels each keeps."""
+Cuts = tuple[tuple[str, int, str], ...]
+"""Roots of channel groups, how many channels each keeps, and how these are chosen."""
 Key = tuple[str, Cuts, tuple[Technique, ...]]
 """A layer, the groups that lose channels in it, what is done to it by itself."""
 _V = TypeVar("_V")
@@ -155,7 +156,8 @@ class Bank:
         self._failures: dict[Key, str] = {}
         self._files: Mapping[str, bytes] = {}
         self._others: dict[tuple[str, Cuts], nn.Module] = {}
-        self._dropped: dict[tuple[str, int], frozenset[int]] = {}
+        self._importance = Importance(model, graph.groups, observations.pictures, energies)
+        self._choices: dict[tuple[str, int, str], Choice] = {}
         self._dense_bytes = {name: coded_bytes(self._modules[name]) for name in graph.layers}
         self._rest = _rest(model, graph)
         self._rest_bytes = len(encode(self._rest, {}))
@@ -173,7 +175,7 @@ class Bank:
         CandidateError
             Where a layer cannot be compressed so, or its channels cannot be cut without tracing the network again.
         """
-        cuts = {root: step.keep(self._channels(root)) for root, step in plan.channels.items()}
+        cuts = {r: (r, step.keep(self._channels(r)), step.chosen_by) for r, step in plan.channels.items()}
         own = {layer.layer.name: layer.techniques for layer in plan.layers}
         modules: dict[str, nn.Module] = {}
         variants: dict[str, Variant] = {}
@@ -181,9 +183,7 @@ class Bank:
         for name in dict.fromkeys([*own, *(name for root in cuts for name in self._touched(root))]):
             if name in gone:
                 continue
-            local = tuple(
-                (root, cuts[root]) for root in dict.fromkeys(r for r, _ in self._slots.get(name, ())) if root in cuts
-            )
+            local = tuple(cuts[root] for root in dict.fromkeys(r for r, _ in self._slots.get(name, ())) if root in cuts)
             if name in self._graph.layers:
                 variants[name] = self.variant(name, local, own.get(name, ()))
                 modules[name] = variants[name].plain
@@ -318,7 +318,7 @@ class Bank:
         if out:
             cut(module, "out", out)
         if into:
-            self._cut_inputs(name, module, into)
+            self._cut_inputs(name, module, into, cuts)
         return module, Calibration(self._cut_seen(name, cuts, self._seen.inputs(name)))
 
     def _cut_seen(self, name: str, cuts: Cuts, inputs: Tensor) -> Tensor:
@@ -328,11 +328,12 @@ class Bank:
         depthwise = isinstance(dense, nn.Conv2d) and dense.groups > 1
         return _without(inputs, out if depthwise else into, dense) if into or (depthwise and out) else inputs
 
-    def _cut_inputs(self, name: str, module: nn.Module, lost: frozenset[int]) -> None:
+    def _cut_inputs(self, name: str, module: nn.Module, lost: frozenset[int], cuts: Cuts) -> None:
         """Leave out inputs, and solve the weights that are left for the least change of the output where that is possible."""
         weight = cast(Tensor, module.weight).detach()
         own_forward = type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward)
-        if own_forward or hessian_reason(self._graph.layers[name]) is not None:
+        merged = self._fold(name, module, cuts)
+        if merged or own_forward or hessian_reason(self._graph.layers[name]) is not None:
             cut(module, "in", lost)
             return
         kernel = weight[0, 0].numel()
@@ -341,6 +342,17 @@ class Bank:
         cut(module, "in", lost)
         with torch.no_grad():
             cast(nn.Parameter, module.weight).copy_(solved.view_as(cast(Tensor, module.weight)))
+
+    def _fold(self, name: str, module: nn.Module, cuts: Cuts) -> bool:
+        """Let channels that are merged hand their outgoing weights on; whether there are any."""
+        found = False
+        for cut_ in cuts:
+            into = self._choose(cut_).into
+            for root, slot in self._slots.get(name, ()):
+                if into and root == cut_[0] and slot.axis == "in":
+                    fold_channels(module, slot, into, self._channels(root))
+                    found = True
+        return found
 
     def _norm(self, name: str, cuts: Cuts, old: Tensor, new: Tensor) -> nn.Module:
         """The batch norm, its statistics moved by as much as its input's mean and variance have."""
@@ -378,19 +390,18 @@ class Bank:
 
     def _lost(self, name: str, axis: Axis, cuts: Cuts) -> frozenset[int]:
         """Channels of a module that go when these groups are cut."""
-        kept = dict(cuts)
-        slots = [(root, slot) for root, slot in self._slots.get(name, ()) if root in kept and slot.axis == axis]
-        places = [slot.of(sorted(self._drops(root, kept[root])), self._channels(root)) for root, slot in slots]
+        known = {root: (root, keep, by) for root, keep, by in cuts}
+        slots = [(root, slot) for root, slot in self._slots.get(name, ()) if root in known and slot.axis == axis]
+        places = [slot.of(self._choose(known[root]).dropped, self._channels(root)) for root, slot in slots]
         return frozenset().union(*places)
 
-    def _drops(self, root: str, keep: int) -> frozenset[int]:
-        """The group's least important channels."""
-        if (root, keep) not in self._dropped:
+    def _choose(self, cut_: tuple[str, int, str]) -> Choice:
+        """The channels that go with a cut."""
+        if cut_ not in self._choices:
+            root, keep, by = cut_
             group = next(group for group in self._graph.groups if group.root == root)
-            scores = group_scores(self._model, group, self._energies)
-            order = torch.argsort(scores, stable=True)[: group.channels - keep]
-            self._dropped[root, keep] = frozenset(order.tolist())
-        return self._dropped[root, keep]
+            self._choices[cut_] = self._importance.choose(group, by, keep)
+        return self._choices[cut_]
 
     def _channels(self, layer: str) -> int:
         return self._graph.layers[layer].weight_shape[0]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..policies.apply import CompressedModel, apply_plan, quantize_layers, round_vectors, settle_statistics
+from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
 from ..policies.errors import CandidateError
@@ -41,7 +41,7 @@ from .stitch import norms_after
 from .stitched import StitchedRung
 from .torchvision_guard import import_torchvision
 from .training.distillation import distillation
-from .training.gradual import halves, prune_gradually
+from .training.gradual import PruneSchedule, halves, prune_gradually
 from .training.loop import Loss, Recipe, train
 
 ONNX_BATCH = 100
@@ -68,6 +68,8 @@ class Settings:
         Recipe of the fine-tuning; 0 epochs: none.
     prune_share
         Share of the recovery's epochs in which pruned layers lose their weights step by step; 0: all at once.
+    prune_schedule
+        How they do, see ``gradual.prune_gradually``.
     tryout
         Share of the training pictures that a candidate is trained on once before the finalists are chosen.
     temperature, teacher_weight
@@ -83,6 +85,7 @@ class Settings:
     latency_threads: int = 1
     recovery: Recipe = field(default_factory=lambda: Recipe(epochs=0))
     prune_share: float = 0.0
+    prune_schedule: PruneSchedule = "gradual"
     tryout: float = 0.0
     temperature: float = 4.0
     teacher_weight: float = 0.7
@@ -291,7 +294,9 @@ class CandidateEvaluator:
         early = self._own(self._compress_plan(first_plan))
         loss = self._distillation()
         inner = _inner_targets(early.model, targets)
-        prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss)
+        schedule = self.bench.settings.prune_schedule
+        prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss, schedule=schedule)
+        drop_dead(plan, self.bench.graph, early.model, self._example)
         compressed = CompressedModel(early.model, plan)
         quantize_layers(plan, early.model, self._calibration)
         self._train(compressed.model, second, seed + 1, data)
@@ -305,7 +310,8 @@ class CandidateEvaluator:
         return self._compress_plan(make_plan(policy, self.bench.graph))
 
     def _compress_plan(self, plan: Plan) -> CompressedModel:
-        if self._bank.can_make(plan):
+        # Which channels are dead is only known of the whole network.
+        if not plan.dead and self._bank.can_make(plan):
             return self._bank.assemble(plan, self._calibration)
         return apply_plan(plan, self.bench.graph, self.bench.model, self._calibration, self._energies)
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
+from .dead import drop_dead_channels, drop_some
 from .errors import CandidateError, FormatError
 from .forms import (
     INPUT_RANGE,
@@ -27,7 +28,8 @@ from .forms import (
     stored_weight,
     weighted_modules,
 )
-from .graph import ModelGraph, drop_channels, group_scores, input_energies
+from .graph import ModelGraph, drop_channels
+from .importance import Choice, Importance, fold_channels
 from .layout import laid_out
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
@@ -89,10 +91,15 @@ def apply_plan(
         Where a technique fails on the actual weights.
     """
     model = copy.deepcopy(model).eval()
-    if plan.channels and energies is None:
-        energies = input_energies(model, calibration[:STATISTICS_BATCH], graph.groups)
-    _drop(plan, graph, model, calibration[:1], energies)
+    importance = Importance(model, graph.groups, calibration[:STATISTICS_BATCH], energies)
+    groups = {group.root: group for group in graph.groups}
+    choices = {
+        root: importance.choose(groups[root], step.chosen_by, step.keep(groups[root].channels))
+        for root, step in plan.channels.items()
+    }
+    _drop(plan, graph, model, calibration[:1], choices)
     _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped), early=True)
+    drop_dead(plan, graph, model, calibration[:1])
     _take_turn(plan, model, calibration, _changes_inputs(plan), early=False)
     return CompressedModel(model.eval(), plan)
 
@@ -119,7 +126,10 @@ def restore(
         Where the tensors do not fit the plan.
     """
     model = copy.deepcopy(model).eval()
-    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), None)
+    channels = {root: graph.layers[root].weight_shape[0] for root in plan.channels}
+    # Which of them is of no account, since all values come from the file.
+    choices = {root: Choice(tuple(range(n - plan.channels[root].keep(n)))) for root, n in channels.items()}
+    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), choices)
     for layer in plan.layers:
         module = model.get_submodule(layer.layer.name)
         for technique in layer.techniques:
@@ -130,6 +140,8 @@ def restore(
                     set_binary_input(weighted)
         _replace(model, layer.layer.name, module)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
+    counts = {root: len(state[f"{root}.weight"]) for root in plan.dead if f"{root}.weight" in state}
+    drop_some(model, [group for group in graph.groups if group.root in plan.dead], counts)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -145,6 +157,11 @@ def restore(
     if calibration is not None:
         _set_ranges(plan, model, calibration, changed=False)
     return model
+
+
+def drop_dead(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) -> None:
+    """Drop the channels that pruning has left without a connection where the plan says so, in place."""
+    drop_dead_channels(model, [group for group in graph.groups if group.root in plan.dead], example)
 
 
 def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:
@@ -237,14 +254,15 @@ def _eight_bit(plan: Plan, model: nn.Module) -> dict[str, RangeMethod]:
     return methods
 
 
-def _drop(
-    plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, energies: Mapping[str, Tensor] | None
-) -> None:
+def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, choices: Mapping[str, Choice]) -> None:
     if not (plan.channels or plan.dropped):
         return
-    groups = {group.root: group for group in graph.groups}
-    dropped = {root: step.choose(group_scores(model, groups[root], energies)) for root, step in plan.channels.items()}
-    drop_channels(model, graph.groups, dropped, example)
+    for group in graph.groups:
+        if group.root in choices and choices[group.root].into:
+            for slot in group.slots:
+                if slot.axis == "in":
+                    fold_channels(model.get_submodule(slot.module), slot, choices[group.root].into, group.channels)
+    drop_channels(model, graph.groups, {root: choice.dropped for root, choice in choices.items()}, example)
     for branch in plan.dropped:
         for name, module in stand_ins(branch).items():
             _replace(model, name, module)

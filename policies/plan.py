@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .branches import Branch
+from .dead import why_kept
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
 from .policy import Policy, Step
-from .techniques import DropBranch, PruneChannels, Technique, build, spelled_out
+from .techniques import ChannelTechnique, DropBranch, DropDead, MergeNeurons, Technique, build, spelled_out
 from .techniques.base import Clashing, LayerInfo, Phase
 
 
@@ -46,12 +47,15 @@ class Plan:
         What is done to each layer that is touched by itself.
     dropped
         Residual branches that are dropped whole.
+    dead
+        Roots of the groups whose channels without a connection are dropped once weights are pruned.
     """
 
     policy: Policy
-    channels: Mapping[str, PruneChannels]
+    channels: Mapping[str, ChannelTechnique]
     layers: tuple[LayerPlan, ...]
     dropped: tuple[Branch, ...] = ()
+    dead: tuple[str, ...] = ()
 
 
 def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
@@ -64,16 +68,20 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
         cannot be applied to their layer, two of one phase, coupled layers that are given different channel steps.
     """
     complaints: list[str] = []
-    channels: dict[str, tuple[PruneChannels, Step]] = {}
+    channels: dict[str, tuple[ChannelTechnique, Step]] = {}
     wanted: dict[str, list[tuple[Technique, Step]]] = {}
+    dead: list[str] = []
     asked = _read(policy, graph, complaints)
     dropped = _dropped([name for name, technique in asked if isinstance(technique, DropBranch)], graph, complaints)
     gone = {layer for branch in dropped for layer in branch.layers}
     for name, technique in asked:
         if isinstance(technique, DropBranch) or name in gone:
             continue
+        if isinstance(technique, DropDead):
+            dead.append(name)
+            continue
         step = spelled_out(technique)
-        if isinstance(technique, PruneChannels):
+        if isinstance(technique, ChannelTechnique):
             complaints.extend(_place_channels(name, technique, step, graph, channels))
         else:
             wanted.setdefault(name, []).append((technique, step))
@@ -87,16 +95,19 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
         normalised.setdefault(name, []).extend(steps_kept)
         if plan.techniques:
             plans.append(plan)
+    emptied = _emptied(dead, graph, plans, complaints)
+    for root in emptied:
+        normalised.setdefault(root, []).append(Step.of(DropDead.name))
     if complaints:
         raise PolicyError("the policy does not fit the network:\n  " + "\n  ".join(complaints))
     final = Policy({name: tuple(steps) for name, steps in normalised.items()})
     order = {name: position for position, name in enumerate(graph.layers)}
     plans.sort(key=lambda p: order[p.layer.name])
-    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans), dropped)
+    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans), dropped, emptied)
 
 
 def before(plan: Plan, phase: Phase) -> Plan:
-    """The plan's earlier phases alone."""
+    """The plan's earlier phases alone, dead channels kept: what is pruned while it trains may come back."""
     return _only(plan, lambda t: t.phase < phase)
 
 
@@ -107,12 +118,12 @@ def before_rising_sparsity(plan: Plan) -> Plan:
 
 def _only(plan: Plan, wanted: Callable[[Technique], bool]) -> Plan:
     layers = [replace(p, techniques=tuple(t for t in p.techniques if wanted(t))) for p in plan.layers]
-    return replace(plan, layers=tuple(p for p in layers if p.techniques))
+    return replace(plan, layers=tuple(p for p in layers if p.techniques), dead=())
 
 
 def _read(
     policy: Policy, graph: ModelGraph, complaints: list[str]
-) -> list[tuple[str, Technique | DropBranch | PruneChannels]]:
+) -> list[tuple[str, Technique | DropBranch | DropDead | ChannelTechnique]]:
     """The techniques that the policy names, each with its layer."""
     found = []
     for name, steps in policy.layers.items():
@@ -166,15 +177,15 @@ def _plan_layer(
 
 def _place_channels(
     name: str,
-    technique: PruneChannels,
+    technique: ChannelTechnique,
     step: Step,
     graph: ModelGraph,
-    channels: dict[str, tuple[PruneChannels, Step]],
+    channels: dict[str, tuple[ChannelTechnique, Step]],
 ) -> Iterable[str]:
     group = graph.group_of(name)
     reason = _why_not(name, technique, graph, group)
     if reason is not None:
-        yield f"layer '{name}': prune_channels cannot be applied: {reason}"
+        yield f"layer '{name}': {technique.name} cannot be applied: {reason}"
         return
     assert group is not None
     known = channels.get(group.root)
@@ -183,15 +194,45 @@ def _place_channels(
     channels[group.root] = (technique, step)
 
 
-def _why_not(name: str, technique: PruneChannels, graph: ModelGraph, group: ChannelGroup | None) -> str | None:
+def _why_not(
+    name: str, technique: ChannelTechnique | DropDead, graph: ModelGraph, group: ChannelGroup | None
+) -> str | None:
     if graph.coupling_error is not None:
         return f"the coupling of the network's channels could not be found ({graph.coupling_error})"
     if group is None:
         return "its channels belong to no group that can be pruned"
-    return group.refusal or technique.check(graph.layers[name])
+    reason = group.refusal or technique.check(graph.layers[name])
+    return unmergeable(group, graph) if reason is None and isinstance(technique, MergeNeurons) else reason
 
 
-def _shapes_after(graph: ModelGraph, channels: Mapping[str, PruneChannels]) -> dict[str, LayerInfo]:
+def _emptied(
+    names: Iterable[str], graph: ModelGraph, plans: Iterable[LayerPlan], complaints: list[str]
+) -> tuple[str, ...]:
+    """Roots of the groups of these layers, in the network's order."""
+    factorized = {p.layer.name for p in plans if any(t.phase == Phase.FACTORIZE for t in p.techniques)}
+    roots = set()
+    for name in names:
+        group = graph.group_of(name)
+        reason = _why_not(name, DropDead(), graph, group)
+        if reason is None and group is not None:
+            reason = why_kept(group, factorized)
+            roots.add(group.root)
+        if reason is not None:
+            complaints.append(f"layer '{name}': {DropDead.name} cannot be applied: {reason}")
+    return tuple(name for name in graph.layers if name in roots)
+
+
+def unmergeable(group: ChannelGroup, graph: ModelGraph) -> str | None:
+    """Why the group's channels are not the same function of their own weights, or ``None``."""
+    if not group.slots or len(group.producers) != 1:
+        return "neurons are merged where one layer makes them, and by index; its channels are shared with other layers"
+    between = [slot.module for slot in group.slots if slot.module not in graph.layers]
+    if between:
+        return f"'{between[0]}' gives each of its channels a scale of its own, so that equal weights do not make them alike"
+    return None
+
+
+def _shapes_after(graph: ModelGraph, channels: Mapping[str, ChannelTechnique]) -> dict[str, LayerInfo]:
     lost: dict[tuple[str, str], int] = {}
     for group in graph.groups:
         if group.root in channels:

@@ -83,8 +83,12 @@ class RecoveryConfig(TrainConfig):
     weight_decay: float = Field(0.0, ge=0)
     prune_share: Share = Field(
         0.5,
-        description="share of the epochs in which pruned layers lose their weights step by step, and those that matter"
-        " come back (1608.04493); 0: all at once",
+        description="share of the epochs in which pruned layers lose their weights step by step; 0: all at once",
+    )
+    prune_schedule: Literal["gradual", "iterative", "surgery"] = Field(
+        "gradual",
+        description="how they do: along a cubic, and those that matter come back (1710.01878); in rounds of pruning and"
+        " training (1506.02626); or all from the start, and masked weights that grow are spliced in again (1608.04493)",
     )
     tryout: Share = Field(
         0.1,
@@ -152,7 +156,12 @@ class SpaceRule(Section):
 class SpaceConfig(Section):
     """What may be done to a layer; a menu of one entry is no choice."""
 
-    sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped by magnitude")
+    sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped")
+    sparsity_global: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="total sparsities for which one magnitude threshold over all layers gives each layer its own; these"
+        " are tried and added to the layers' menus, where no rule gives a layer its sparsity",
+    )
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8"),
         description=f"how the weights are held: {KNOWN}",
@@ -168,8 +177,19 @@ class SpaceConfig(Section):
     factorize: Literal["svd_spatial", "svd_channel", "tucker2", "cp"] = Field(
         "svd_spatial", description="how convolutions are factorized; linear layers and 1 x 1 ones are by SVD"
     )
-    prune: Literal["auto", "n_of_m"] = Field(
-        "auto", description="which weights sparsity drops: any, or as many of each group of inputs (2 of 4 for 0.5)"
+    drop: Literal["energy", "magnitude", "activity", "taylor", "hessian", "merge"] = Field(
+        "energy",
+        description="which channels go: those of least energy, weight, activity, first-order change of the loss or"
+        " second-order change of what reads them; or neurons that are alike are merged (1507.06149)",
+    )
+    drop_dead: bool = Field(
+        False, description="drop channels that pruning leaves without a connection; not where ranks are chosen too"
+    )
+    prune: Literal["auto", "magnitude", "obd", "obd_inputs", "obs", "n_of_m"] = Field(
+        "auto",
+        description="which weights sparsity drops: the smallest, those of least curvature times square by the loss's"
+        " gradients (obd) or by the layer's inputs, by the layer's Hessian (obs), or as many of each group of inputs"
+        " (n_of_m: 2 of 4 for 0.5); auto: obs where second_order allows it",
     )
     second_order: bool = Field(
         True,

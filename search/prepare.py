@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
     bench = Workbench(model, graph, data.without_test(), reference, settings, threads)
-    return Prepared(bench, data, make_space(config.space, graph), context, workers, threads)
+    return Prepared(bench, data, make_space(config.space, graph, model), context, workers, threads)
 
 
 def read_data(config: Config, say: Say) -> DataSet:
@@ -174,8 +174,8 @@ def save_network(model: nn.Module, path: Path) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
-def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
-    """The space of a configuration on a network.
+def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None = None) -> LayerwiseSpace:
+    """The space of a configuration on a network; its weights are needed for ``sparsity_global`` alone.
 
     Raises
     ------
@@ -185,9 +185,24 @@ def make_space(section: SpaceConfig, graph: ModelGraph) -> LayerwiseSpace:
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
+    if section.drop_dead and any(share < 1 for menu in menus.values() for share in menu.rank):
+        raise ConfigError(
+            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank"
+        )
     space = LayerwiseSpace(
-        graph, units, menus, section.multiple, section.factorize, section.second_order, section.prune
+        graph,
+        units,
+        menus,
+        section.multiple,
+        section.factorize,
+        section.second_order,
+        section.prune,
+        section.drop,
+        section.drop_dead,
     )
+    if section.sparsity_global:
+        assert model is not None, "sparsity_global needs the network's weights"
+        space = space.with_thresholds(_prunable(section, space, model), section.sparsity_global)
     if not space.menu():
         raise ConfigError(
             "space: every menu has one option or none fits a layer;"
@@ -236,6 +251,22 @@ def _menu(section: SpaceConfig, names: tuple[str, ...]) -> Menu:
     return Menu(**options)
 
 
+def _prunable(section: SpaceConfig, space: LayerwiseSpace, model: nn.Module) -> dict[str, np.ndarray]:
+    """The weights of each unit whose sparsity no rule sets; depthwise layers are not pruned."""
+    found: dict[str, np.ndarray] = {}
+    for unit, names in space.units.items():
+        ruled = any(r.sparsity is not None and fnmatchcase(name, r.layers) for r in section.rules for name in names)
+        layers = [model.get_submodule(name) for name in names if space.graph.layers[name].groups == 1]
+        if layers and not ruled:
+            weights = [cast(Tensor, layer.weight).detach().cpu().numpy().ravel() for layer in layers]
+            found[unit] = np.concatenate(weights)
+    if not found:
+        raise ConfigError(
+            "space.sparsity_global: every layer has a rule for its sparsity or is depthwise; leave it out"
+        )
+    return found
+
+
 def _check_blocks(section: SpaceConfig, graph: ModelGraph) -> None:
     roots = [branch.root for branch in graph.branches]
     asked = [("space.blocks", "*", section.blocks)]
@@ -258,6 +289,7 @@ def _settings(config: Config) -> Settings:
         latency_threads=config.latency.threads,
         recovery=config.recovery.recipe(),
         prune_share=config.recovery.prune_share,
+        prune_schedule=config.recovery.prune_schedule,
         tryout=config.recovery.tryout,
         temperature=config.recovery.temperature,
         # Without true labels the dense network is the only one to learn from.

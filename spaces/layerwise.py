@@ -7,20 +7,38 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import get_args
 
+import numpy as np
+
+from ..policies.dead import why_kept
 from ..policies.errors import ConfigError
-from ..policies.graph import ModelGraph
+from ..policies.graph import ChannelGroup, ModelGraph
+from ..policies.plan import unmergeable
 from ..policies.policy import Policy, Step
 from ..policies.techniques import build
 from ..policies.techniques.base import Clashing, LayerInfo
+from ..policies.techniques.prune_channels import Score
 from .base import Choices, SuggestTrial
 from .groups import group_steps
 from .precision import is_generated, precision_pair
+from .thresholds import sparsities_by_threshold
 
 KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
 BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
-DROP = Step.of("drop_branch")
+DROP, DROP_DEAD = Step.of("drop_branch"), Step.of("drop_dead")
+PROPOSAL = "proposal"
 AUTO_TIE_ABOVE = 16
+DROPPERS: dict[str, tuple[str, dict[str, str]]] = {
+    **{score: ("prune_channels", {"score": score}) for score in get_args(Score)},
+    "merge": ("merge_neurons", {}),
+}
+PRUNERS: dict[str, tuple[str, dict[str, str]]] = {
+    "magnitude": ("prune_magnitude", {}),
+    "obd": ("prune_obd", {"curvature": "fisher"}),
+    "obd_inputs": ("prune_obd", {"curvature": "inputs"}),
+    "obs": ("prune_obs", {}),
+}
 MOST_OPERATIONS = 1e12
 """Solving a layer's rows takes about as many; above it a layer falls back to magnitude and to the nearest value."""
 
@@ -88,7 +106,16 @@ class LayerwiseSpace:
         Whether weights that are left make up for those that go or are rounded, and factors are those of the outputs, where
         a layer allows it.
     prune
-        ``auto``: sparsity drops weights wherever they stand; ``n_of_m``: as many of each group of inputs.
+        Which weights go: a word of ``PRUNERS``; ``auto``: ``obs`` where ``second_order`` allows it, else ``magnitude``; or
+        ``n_of_m``: as many of each group of inputs.
+    drop
+        Which channels go: a word of ``DROPPERS``; where neurons cannot be merged, those of least energy.
+    drop_dead
+        Whether channels that pruning leaves without a connection are dropped.
+    added
+        Sparsities of each unit's menu that are there for the proposals alone.
+    proposals
+        Unit -> its sparsity, for each sparsity of the whole network; see ``with_thresholds``.
     """
 
     graph: ModelGraph
@@ -98,6 +125,10 @@ class LayerwiseSpace:
     factorize: str = "svd_spatial"
     second_order: bool = False
     prune: str = "auto"
+    drop: str = "energy"
+    drop_dead: bool = False
+    added: Mapping[str, frozenset[float]] = field(default_factory=dict)
+    proposals: tuple[Mapping[str, float], ...] = ()
     _cache: dict[tuple[object, ...], tuple[Step, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def menu(self) -> dict[str, Sequence[object]]:
@@ -150,25 +181,43 @@ class LayerwiseSpace:
     def uniform(self) -> Iterator[Choices]:
         """Every layer alike: the dense network, each option alone, then precision with sparsity and with channels.
 
+        Then the proposals: one threshold for all layers, alone and with each precision.
+
         No block is dropped: without all of them at once, little is left of a network.
         """
         knobs = self.menu()
+        plain = {name: self._plain(name, options) for name, options in knobs.items()}
         longest = {
-            knob: max((len(o) for name, o in knobs.items() if name.endswith("/" + knob)), default=1) for knob in KNOBS
+            knob: max((len(i) for name, i in plain.items() if name.endswith("/" + knob)), default=1) for knob in KNOBS
         }
         settings: list[dict[str, int]] = [{}]
         settings += [{knob: i} for knob in reversed(KNOBS[1:]) for i in range(1, longest[knob])]
         for other in ("channels", "sparsity", "rank"):
             pairs = itertools.product(range(1, longest[other]), range(1, longest["precision"]))
             settings += [{other: i, "precision": j} for i, j in pairs]
+        pairs = itertools.product(range(len(self.proposals)), range(longest["precision"]))
+        settings += [{PROPOSAL: i, "precision": j} for i, j in pairs]
         seen = set()
         for setting in settings:
             chosen: Choices = {
-                name: min(setting.get(name.rpartition("/")[2], 0), len(o) - 1) for name, o in knobs.items()
+                name: i[min(setting.get(name.rpartition("/")[2], 0), len(i) - 1)] for name, i in plain.items()
             }
+            chosen |= self._at_thresholds(knobs, setting.get(PROPOSAL))
             if tuple(chosen.values()) not in seen:
                 seen.add(tuple(chosen.values()))
                 yield chosen
+
+    def _plain(self, knob: str, options: Sequence[object]) -> list[int]:
+        """Indices of the options that were given, not added for a proposal."""
+        unit, _, kind = knob.rpartition("/")
+        added = self.added.get(unit, frozenset()) if kind == "sparsity" else frozenset()
+        return [index for index, option in enumerate(options) if option not in added]
+
+    def _at_thresholds(self, knobs: Mapping[str, Sequence[object]], proposal: int | None) -> Choices:
+        """Each unit's sparsity in a proposal."""
+        wanted = {} if proposal is None else self.proposals[proposal]
+        names = {unit: f"{unit}/sparsity" for unit in wanted if f"{unit}/sparsity" in knobs}
+        return {name: list(knobs[name]).index(wanted[unit]) for unit, name in names.items()}
 
     def variants(self, most: int) -> dict[str, tuple[Choices, ...]]:
         """The product of each unit's menus; of long menus, interior options are left out until ``most`` variants remain."""
@@ -202,6 +251,24 @@ class LayerwiseSpace:
         """The same space with some units left dense."""
         return replace(self, units={unit: names for unit, names in self.units.items() if unit not in units}, _cache={})
 
+    def with_thresholds(self, weights: Mapping[str, np.ndarray], totals: Sequence[float]) -> LayerwiseSpace:
+        """The same space that also proposes one magnitude threshold for all these units, for each total sparsity.
+
+        Parameters
+        ----------
+        weights
+            Unit -> the weights of its layers; units that are not named take no part.
+        totals
+            Shares of all these weights that go, in (0, 1).
+        """
+        proposals = tuple(sparsities_by_threshold(weights, total) for total in totals)
+        menus, added = dict(self.menus), {}
+        for unit in weights:
+            given = menus[unit].sparsity
+            added[unit] = frozenset(proposal[unit] for proposal in proposals) - set(given)
+            menus[unit] = replace(menus[unit], sparsity=tuple(sorted({*given, *added[unit]})))
+        return replace(self, menus=menus, added=added, proposals=proposals, _cache={})
+
     def _starts_branch(self, layer: str) -> bool:
         branch = self.graph.branch_of(layer)
         return branch is not None and branch.root == layer
@@ -234,7 +301,7 @@ class LayerwiseSpace:
         if channels < 1:
             group = self.graph.group_of(layer.name)
             if group is not None and group.refusal is None and group.root == layer.name:
-                yield Step.of("prune_channels", sparsity=round(1 - channels, 6), multiple=self.multiple)
+                yield self._dropping(group, round(1 - channels, 6))
         factors = None
         if rank < 1:
             factors = self._best(layer, factor_steps(layer, rank, self.factorize))
@@ -242,13 +309,34 @@ class LayerwiseSpace:
         sparsity, precision = float(str(options["sparsity"])), str(options["precision"])
         # Zeros would not be kept in a weight that is made from few parameters.
         # A depthwise layer has few weights and each of them matters: leaving some out costs much and saves next to nothing.
-        if sparsity > 0 and layer.groups == 1 and not is_generated(precision):
-            pruning = group_steps(sparsity) if self.prune == "n_of_m" else pruning_steps(sparsity)
-            yield self._best(layer, pruning, factors)
+        pruned = sparsity > 0 and layer.groups == 1 and not is_generated(precision)
+        if pruned:
+            yield self._pruning(layer, sparsity, factors)
         # Behind second-order pruning it costs seconds a layer and lowers the network's error no further.
         steps = precision_pair(precision)
         if steps is not None:
             yield steps[0] if sparsity > 0 else self._best(layer, steps, factors)
+        if pruned and self.drop_dead and self._can_empty(layer):
+            yield DROP_DEAD
+
+    def _can_empty(self, layer: LayerInfo) -> bool:
+        group = self.graph.group_of(layer.name)
+        makes = group is not None and group.refusal is None and group.root == layer.name
+        return makes and group is not None and why_kept(group, ()) is None
+
+    def _dropping(self, group: ChannelGroup, sparsity: float) -> Step:
+        instead = self.drop == "merge" and unmergeable(group, self.graph) is not None
+        technique, fixed = DROPPERS["energy" if instead else self.drop]
+        return Step.of(technique, sparsity=sparsity, multiple=self.multiple, **fixed)
+
+    def _pruning(self, layer: LayerInfo, sparsity: float, factors: Step | None) -> Step:
+        plain = pruning_step("magnitude", sparsity)
+        if self.prune == "auto":
+            return self._best(layer, (plain, pruning_step("obs", sparsity)), factors)
+        if self.prune == "n_of_m":
+            return self._best(layer, group_steps(sparsity), factors)
+        step = pruning_step(self.prune, sparsity)
+        return step if build(step).check(layer) is None else plain
 
     def _best(self, layer: LayerInfo, steps: tuple[Step, Step], factors: Step | None = None) -> Step:
         """The second-order step of a pair, if it is wanted and the layer and its factors can have it."""
@@ -261,9 +349,10 @@ class LayerwiseSpace:
         return plain if clashes else second_order
 
 
-def pruning_steps(sparsity: float) -> tuple[Step, Step]:
-    """Pruning by magnitude, and by the layer's Hessian."""
-    return Step.of("prune_magnitude", sparsity=sparsity), Step.of("prune_obs", sparsity=sparsity)
+def pruning_step(word: str, sparsity: float) -> Step:
+    """The step of a word of ``PRUNERS``."""
+    technique, fixed = PRUNERS[word]
+    return Step.of(technique, sparsity=sparsity, **fixed)
 
 
 def precision_step(text: str) -> Iterator[Step]:

@@ -1,10 +1,11 @@
-"""Pruning while training: sparsity rises step by step, and weights that turn out to matter come back."""
+"""Pruning while training: how fast sparsity rises, and whether weights that turn out to matter come back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, cast
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,99 @@ INTERVAL = 8
 """Steps after which the masks are chosen anew."""
 SETTLED_SHARE = 0.8
 """Share of the steps after which the masks no longer change."""
+ROUNDS = 5
+"""How often an iterative pruning prunes."""
+PRUNES_BELOW, SPLICES_FROM = 0.9, 1.1
+"""Of the threshold that leaves the target sparsity: weights below the one go, weights from the other on come back."""
+
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+PruneSchedule = Literal["gradual", "iterative", "surgery"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When masks are chosen anew, and how.
+
+    Parameters
+    ----------
+    sparsity
+        (target, share of the time in [0, 1]) -> sparsity by then.
+    is_due
+        (step, steps until the masks settle) -> whether the masks are chosen anew at this step.
+    choose, settle
+        (original weight, its mask, weights to keep) -> new mask; while training, and once in the end.
+    regrows
+        Whether the gradient reaches masked weights, so that they can come back.
+    restarts
+        Whether a masked weight starts again from zero each time the masks are chosen.
+    """
+
+    sparsity: Callable[[float, float], float]
+    is_due: Callable[[int, float], bool]
+    choose: Choose
+    settle: Choose
+    regrows: bool
+    restarts: bool
+
+
+def cubic(target: float, time: float) -> float:
+    """``s (1 - (1 - t)^3)`` (Zhu 2017, 1710.01878, eq. 1): fast while there is much to lose, slow in the end."""
+    return (1 - (1 - time) ** 3) * target
+
+
+def in_rounds(target: float, time: float) -> float:
+    """The same share of the weights that are left goes in each of ``ROUNDS`` rounds (1506.02626; 1803.03635, section 1)."""
+    return 1 - (1 - target) ** (min(ROUNDS, math.floor(time * ROUNDS) + 1) / ROUNDS)
+
+
+def spliced(original: Tensor, mask: Tensor, keep: int) -> Tensor:
+    """Guo 2016 (1608.04493, eq. 3): a weight between the two thresholds stays as it is, masked or not."""
+    magnitude = original.abs()
+    threshold = magnitude.flatten().kthvalue(max(1, magnitude.numel() - keep)).values
+    return (mask & (magnitude >= PRUNES_BELOW * threshold)) | (magnitude >= SPLICES_FROM * threshold)
+
+
+def ever_less_often(step: int, settled: float) -> bool:
+    """Due with a frequency that falls as ``1 / (1 + t)``, to half of what it was (1608.04493, section 3.2)."""
+
+    def count(at: int) -> int:
+        return math.floor(settled * math.log1p(at / settled) / INTERVAL)
+
+    return step <= settled and count(step) > count(step - 1)
+
+
+def evenly(step: int, settled: float) -> bool:
+    return step % INTERVAL == 0 and step <= settled
+
+
+def at_rounds(step: int, settled: float) -> bool:
+    """At the first step, and wherever another of the ``ROUNDS`` parts of the time begins."""
+    return step == 1 or (
+        step < settled and math.floor(step / settled * ROUNDS) > math.floor((step - 1) / settled * ROUNDS)
+    )
+
+
+def anew(original: Tensor, _: Tensor, keep: int) -> Tensor:
+    """The largest weights, masked or not."""
+    return largest(original, keep)
+
+
+def of_those_left(original: Tensor, mask: Tensor, keep: int) -> Tensor:
+    """The largest of the weights that are not masked."""
+    return largest(original.masked_fill(~mask, 0.0), keep)
+
+
+def left_first(original: Tensor, mask: Tensor, keep: int) -> Tensor:
+    """Weights that are not masked before those that are, the largest of each first."""
+    magnitude = original.abs()
+    return largest(torch.where(mask, magnitude + magnitude.max(), magnitude), keep)
+
+
+SCHEDULES: dict[PruneSchedule, Schedule] = {
+    "gradual": Schedule(cubic, evenly, anew, anew, regrows=True, restarts=True),
+    "iterative": Schedule(in_rounds, at_rounds, of_those_left, of_those_left, regrows=False, restarts=True),
+    "surgery": Schedule(lambda target, _: target, ever_less_often, spliced, left_first, regrows=True, restarts=False),
+}
 
 
 class GrowingMask(nn.Module):
@@ -54,41 +148,54 @@ class _MaskedForward(torch.autograd.Function):
 
 
 def prune_gradually(
-    model: nn.Module, targets: Mapping[str, float], data: DataSet, recipe: Recipe, *, seed: int, loss: Loss
+    model: nn.Module,
+    targets: Mapping[str, float],
+    data: DataSet,
+    recipe: Recipe,
+    *,
+    seed: int,
+    loss: Loss,
+    schedule: PruneSchedule = "gradual",
 ) -> None:
     """Train in place while the named layers lose their smallest weights, down to their targets.
 
-    The sparsity follows ``s (1 - (1 - t)^3)`` (Zhu 2017, 1710.01878, eq. 1) over the first 80 % of the steps; a layer that
-    is pruned already stays as sparse as it is, and only exchanges weights. A masked weight starts again from zero each time
-    the masks are chosen: what nothing holds back would drift until it is large for no merit. Afterwards the layers carry a
-    fixed mask.
+    The masks change over the first 80 % of the steps; a layer that is pruned already stays as sparse as it is, and only
+    exchanges weights. Afterwards the layers carry a fixed mask.
 
     Parameters
     ----------
     targets
         Layer -> share of its weights that become zero.
+    schedule
+        ``gradual``: sparsity rises along a cubic, weights come back; a masked one starts again from zero each time the masks
+        are chosen, since what nothing holds back would drift until it is large for no merit. ``iterative``: in rounds of
+        pruning and training, what went stays away. ``surgery``: the target holds from the start, and masked weights go on
+        learning until they are spliced in again (dynamic network surgery, 1608.04493).
 
     Raises
     ------
     CandidateError
         Where the training diverges.
     """
+    plan = SCHEDULES[schedule]
     layers = {name: model.get_submodule(name) for name in targets}
     pruned = {name for name, layer in layers.items() if forms.mask_of(layer) is not None}
     for layer in layers.values():
         mask = forms.mask_of(layer)
         weight = cast(Tensor, layer.weight).detach()
-        forms.set_form(layer, GrowingMask(torch.ones_like(weight, dtype=torch.bool) if mask is None else mask))
+        form = GrowingMask if plan.regrows else forms.MaskedWeight
+        forms.set_form(layer, form(torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.clone()))
 
     def update(step: int, steps: int) -> None:
-        if step % INTERVAL == 0 and step <= SETTLED_SHARE * steps:
-            reached = 1 - (1 - step / (SETTLED_SHARE * steps)) ** 3
+        if plan.is_due(step, SETTLED_SHARE * steps):
+            time = step / (SETTLED_SHARE * steps)
             for name, layer in layers.items():
-                _choose(layer, targets[name] if name in pruned else reached * targets[name])
+                target = targets[name]
+                _choose(layer, target if name in pruned else plan.sparsity(target, time), plan)
 
     train(model, data, recipe, seed=seed, loss=loss, on_step=update)
     for name, layer in layers.items():
-        _choose(layer, targets[name])
+        _choose(layer, targets[name], replace(plan, choose=plan.settle))
         forms.set_form(layer, forms.MaskedWeight(cast(Tensor, forms.mask_of(layer)).clone()))
 
 
@@ -98,8 +205,9 @@ def halves(recipe: Recipe, share: float) -> tuple[Recipe, Recipe]:
     return replace(recipe, epochs=first), replace(recipe, epochs=recipe.epochs - first, lr=recipe.lr / 3)
 
 
-def _choose(layer: nn.Module, sparsity: float) -> None:
+def _choose(layer: nn.Module, sparsity: float, schedule: Schedule) -> None:
     original = cast(Tensor, cast(Any, layer.parametrizations).weight.original).detach()
     mask = cast(Tensor, forms.mask_of(layer))
-    mask.copy_(largest(original, original.numel() - round(sparsity * original.numel())))
-    original.masked_fill_(~mask, 0.0)
+    mask.copy_(schedule.choose(original, mask, original.numel() - round(sparsity * original.numel())))
+    if schedule.restarts:
+        original.masked_fill_(~mask, 0.0)

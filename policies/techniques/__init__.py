@@ -14,11 +14,14 @@ from .binarize import Binarize
 from .circulant import Circulant
 from .cp import CP
 from .drop_branch import DropBranch
+from .drop_dead import DropDead
 from .fastfood import Fastfood
 from .fixed_point import FixedPoint
+from .merge_neurons import MergeNeurons
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
 from .prune_nm import PruneNM
+from .prune_obd import PruneOBD
 from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
 from .share_kmeans import ShareKMeans
@@ -28,16 +31,24 @@ from .svd_spatial import SVDSpatial
 from .toeplitz import Toeplitz
 from .tucker2 import Tucker2
 
-TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] = {
+ChannelTechnique = PruneChannels | MergeNeurons
+"""What drops channels of a coupled group: it says how many are kept (``keep``) and how they are chosen (``chosen_by``)."""
+
+TECHNIQUES: dict[
+    str, type[Technique] | type[DropBranch] | type[DropDead] | type[PruneChannels] | type[MergeNeurons]
+] = {
+    "binarize": Binarize,
     "circulant": Circulant,
     "cp": CP,
-    "fastfood": Fastfood,
-    "binarize": Binarize,
     "drop_branch": DropBranch,
+    "drop_dead": DropDead,
+    "fastfood": Fastfood,
     "fixed_point": FixedPoint,
+    "merge_neurons": MergeNeurons,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
     "prune_nm": PruneNM,
+    "prune_obd": PruneOBD,
     "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
     "share": ShareKMeans,
@@ -52,9 +63,12 @@ __all__ = [
     "TECHNIQUES",
     "About",
     "Calibration",
+    "ChannelTechnique",
     "DropBranch",
+    "DropDead",
     "LayerCost",
     "LayerInfo",
+    "MergeNeurons",
     "Phase",
     "PruneChannels",
     "Technique",
@@ -63,7 +77,7 @@ __all__ = [
 ]
 
 
-def build(step: Step) -> Technique | DropBranch | PruneChannels:
+def build(step: Step) -> Technique | DropBranch | DropDead | ChannelTechnique:
     """The technique that a step of a policy names, with its hyper-parameters.
 
     Raises
@@ -87,7 +101,7 @@ def build(step: Step) -> Technique | DropBranch | PruneChannels:
     return cls(**given)
 
 
-def spelled_out(technique: Technique | DropBranch | PruneChannels) -> Step:
+def spelled_out(technique: Technique | DropBranch | DropDead | ChannelTechnique) -> Step:
     """The step with every hyper-parameter, so that a default left out makes no other candidate.
 
     Hyper-parameters that were added later are left out at their default, see ``base.ADDED_LATER``.

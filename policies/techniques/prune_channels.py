@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
 
 from ..errors import PolicyError
-from .base import About, LayerInfo, Phase
+from .base import ADDED_LATER, About, LayerInfo, Phase
+
+Score = Literal["energy", "magnitude", "activity", "taylor", "hessian"]
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,19 @@ class PruneChannels:
         Share of the channels to drop, in [0, 1).
     multiple
         The number kept is rounded to a multiple of this (never below one such multiple).
+    score
+        What makes a channel important, see ``importance.Importance.scores``: the ``energy`` of what its readers multiply, the
+        ``magnitude`` of its weights, the ``activity`` of its neuron (1607.03250), the loss's ``taylor`` expansion
+        (1611.06440), or the readers' ``hessian`` (2208.11580).
 
     References
     ----------
-    Fang 2023, "DepGraph", arXiv 2301.12900.
+    Fang 2023, "DepGraph", arXiv 2301.12900; Hu 2016, "Network Trimming", arXiv 1607.03250.
     """
 
     name: ClassVar[str] = "prune_channels"
     about: ClassVar[About] = About(
-        ("P6",),
+        ("P6", "P7"),
         "drop whole channels with all that is coupled to them",
         "convolutions and linear layers of a coupled group",
         (
@@ -43,18 +46,21 @@ class PruneChannels:
             "latency",
         ),
         "smaller layers",
-        "Fang 2023, 2301.12900",
+        "Fang 2023, 2301.12900; Hu 2016, 1607.03250; Molchanov 2017, 1611.06440",
     )
     phase: ClassVar[Phase] = Phase.DROP
 
     sparsity: float
     multiple: int = 8
+    score: Score = field(default="energy", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise PolicyError(f"prune_channels: sparsity is a share in [0, 1), got {self.sparsity}")
         if self.multiple < 1:
             raise PolicyError(f"prune_channels: multiple is a whole number from 1, got {self.multiple}")
+        if self.score not in get_args(Score):
+            raise PolicyError(f"prune_channels: expected score {', '.join(get_args(Score))}, got {self.score!r}")
 
     def check(self, layer: LayerInfo) -> str | None:
         """Grouped convolutions follow their group's root; they are none themselves."""
@@ -74,7 +80,7 @@ class PruneChannels:
         wanted = (1 - self.sparsity) * channels
         return min(channels, max(self.multiple, round(wanted / self.multiple) * self.multiple))
 
-    def choose(self, scores: Tensor) -> list[int]:
-        """Indices of the channels to drop, from importances (channels,)."""
-        drop = len(scores) - self.keep(len(scores))
-        return sorted(torch.argsort(scores, stable=True)[:drop].tolist())
+    @property
+    def chosen_by(self) -> str:
+        """How the channels that go are found."""
+        return self.score

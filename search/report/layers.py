@@ -12,6 +12,7 @@ from .data import Record, ReportData
 from .text import share_text, steps_text
 
 FLOAT_BITS, WIDEST_CODE = 32, 8
+_PRUNERS = ("prune_magnitude", "prune_obd", "prune_obs")
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
         shape=" ".join([str(layer["kind"]), "×".join(map(str, shape))]).strip(),
         weights=Bar(f"{weights:,}", weights / total) if shape else Bar("not known", 0.0, False),
         what=steps_text(steps) or "untouched",
-        sparsity=_sparsity(done.get("prune_magnitude") or done.get("prune_obs") or _in_groups(done.get("prune_nm"))),
+        sparsity=_sparsity(
+            next((done[name] for name in _PRUNERS if name in done), None) or _in_groups(done.get("prune_nm"))
+        ),
         bits=_binary(done) or _bits(done.get("quantize") or done.get("fixed_point"), done.get("share")),
         rank=_rank(done, shape),
-        channels=_channels(done.get("prune_channels"), shape),
+        channels=_channels(done.get("prune_channels") or done.get("merge_neurons"), shape),
     )
 
 
@@ -116,5 +119,5 @@ def _channels(given: Mapping[str, Any] | None, shape: Sequence[int]) -> Bar | No
         return None
     if not shape:
         return Bar(f"−{share_text(given['sparsity'])}", 1 - given["sparsity"])
-    kept = PruneChannels(**given).keep(shape[0])
+    kept = PruneChannels(given["sparsity"], given["multiple"]).keep(shape[0])
     return Bar(f"{kept} of {shape[0]}", kept / shape[0])

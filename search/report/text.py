@@ -25,6 +25,7 @@ _SCALES = {
 # In the order in which techniques are applied; the braces name the hyper-parameters that are needed.
 _STEPS = {
     "drop_branch": "block dropped",
+    "merge_neurons": "−{sparsity} neurons (merged)",
     "prune_channels": "−{sparsity} channels",
     "svd": "rank {rank}",
     "svd_spatial": "spatial rank {rank}",
@@ -32,11 +33,13 @@ _STEPS = {
     "cp": "CP rank {rank}",
     "tucker2": "Tucker {rank_in}→{rank_out}",
     "prune_magnitude": "{sparsity} zeros",
+    "prune_obd": "{sparsity} zeros ({curvature})",
     "prune_obs": "{sparsity} zeros (second order)",
     "prune_nm": "{n} of {m}",
     "circulant": "circulant {block}",
     "toeplitz": "Toeplitz {block}",
     "fastfood": "Fastfood",
+    "drop_dead": "dead channels dropped",
     "share": "k{clusters}",
     "quantize": "w{bits}{activations}",
     "fixed_point": "fixed point {bits} bit",

@@ -136,8 +136,8 @@ def test_solving_again_what_a_cut_leaves_lowers_the_output_error(layer):
     model, graph, pictures = setting()
     bank = bank_of(model, graph, pictures)
     root, keep = {"conv2": ("conv1", 16), "fc1": ("conv2", 32)}[layer]
-    variant = bank.variant(layer, ((root, keep),), ())
-    lost = bank._lost(layer, "in", ((root, keep),))
+    variant = bank.variant(layer, ((root, keep, "energy"),), ())
+    lost = bank._lost(layer, "in", ((root, keep, "energy"),))
     plain, x = copy.deepcopy(model.get_submodule(layer)), Observations.of(model, graph, pictures).inputs(layer)
     with torch.no_grad():
         expected = plain(x)
@@ -173,7 +173,7 @@ def test_the_norm_behind_a_layer_follows_its_mean_and_spread():
     x = Observations.of(model, graph, pictures).inputs("conv2")
     with torch.no_grad():
         assert torch.allclose(norm(variant.plain(x)), dense(model.conv2(x)), atol=1e-2)
-    narrow = bank.variant("conv1", (("conv1", 8),), ()).norms["bn1"]
+    narrow = bank.variant("conv1", (("conv1", 8, "energy"),), ()).norms["bn1"]
     assert narrow.num_features == len(narrow.running_var) == 8
     assert bank.variant("fc1", (), (Times(3.0),)).norms == {}
 
@@ -284,8 +284,8 @@ def test_depthwise_layers_lose_channels_with_their_group():
 def test_a_layer_whose_hessian_is_unknown_is_cut_as_it_is_and_refuses_what_needs_one():
     model, graph, pictures = setting(Separable)
     bank = bank_of(model, graph, pictures)
-    variant = bank.variant("own", (("point", 8),), ())
-    lost = bank._lost("own", "in", (("point", 8),))
+    variant = bank.variant("own", (("point", 8, "energy"),), ())
+    lost = bank._lost("own", "in", (("point", 8, "energy"),))
     kept = [i for i in range(16) if i not in lost]
     assert torch.equal(variant.plain.weight, model.own.weight[:, kept])
     assert 0 < variant.relative_error < 1
@@ -333,11 +333,11 @@ def test_gradients_are_of_the_channels_that_a_cut_leaves(monkeypatch):
     monkeypatch.setattr(Times, "apply", lambda _, module, given: seen.append(given) or module)
     model, graph, pictures = setting()
     bank = bank_of(model, graph, pictures)
-    bank.variant("conv2", (("conv1", 16), ("conv2", 32)), (Times(1.0),))
+    bank.variant("conv2", (("conv1", 16, "energy"), ("conv2", 32, "energy")), (Times(1.0),))
     bank.variant("conv2", (), (Times(1.0),))
     small, whole = seen
     assert small.inputs.shape[1] == 16 and small.gradients.shape[1] == 32
-    kept = [i for i in range(64) if i not in bank._lost("conv2", "out", (("conv2", 32),))]
+    kept = [i for i in range(64) if i not in bank._lost("conv2", "out", (("conv2", 32, "energy"),))]
     assert torch.equal(small.gradients, whole.gradients[:, kept])
 
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 from paretopress.evaluators.data import DataSet, Pictures
 from paretopress.evaluators.training import gradual
-from paretopress.evaluators.training.gradual import GrowingMask, halves, prune_gradually
+from paretopress.evaluators.training.gradual import (
+    ROUNDS,
+    SCHEDULES,
+    GrowingMask,
+    Schedule,
+    halves,
+    in_rounds,
+    prune_gradually,
+    spliced,
+)
 from paretopress.evaluators.training.loop import Recipe, cross_entropy, train
 from paretopress.policies import forms
 from paretopress.policies.architectures import DigitsCNN
@@ -42,8 +51,14 @@ def network() -> nn.Module:
         return DigitsCNN()
 
 
-def pruned(model: nn.Module, targets: dict[str, float] = TARGETS, recipe: Recipe = RECIPE, seed: int = 0) -> nn.Module:
-    prune_gradually(model, targets, DATA, recipe, seed=seed, loss=cross_entropy(recipe))
+def pruned(
+    model: nn.Module,
+    targets: dict[str, float] = TARGETS,
+    recipe: Recipe = RECIPE,
+    seed: int = 0,
+    schedule: str = "gradual",
+) -> nn.Module:
+    prune_gradually(model, targets, DATA, recipe, seed=seed, loss=cross_entropy(recipe), schedule=schedule)
     return model
 
 
@@ -57,17 +72,19 @@ def masks(monkeypatch) -> dict[int, list[Tensor]]:
     seen: dict[int, list[Tensor]] = {}
     choose = gradual._choose
 
-    def recorded(layer: nn.Module, sparsity: float) -> None:
-        choose(layer, sparsity)
+    def recorded(layer: nn.Module, sparsity: float, schedule: Schedule) -> None:
+        choose(layer, sparsity, schedule)
         seen.setdefault(layer.weight.numel(), []).append(forms.mask_of(layer).clone())
 
     monkeypatch.setattr(gradual, "_choose", recorded)
+    monkeypatch.setattr(gradual, "INTERVAL", 1)
     return seen
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=1, batch_size=50, lr=0.02)], ids=["18 steps", "2 steps"])
-def test_the_layers_end_exactly_as_sparse_as_was_asked(recipe):
-    model = pruned(network(), recipe=recipe)
+def test_the_layers_end_exactly_as_sparse_as_was_asked(recipe, schedule):
+    model = pruned(network(), recipe=recipe, schedule=schedule)
     for name, sparsity in TARGETS.items():
         layer = model.get_submodule(name)
         assert zeros(model, name) == round(sparsity * layer.weight.numel())
@@ -87,6 +104,36 @@ def test_kept_are_the_largest_weights_and_they_are_stored_bit_for_bit():
     assert original[mask].min() >= original[~mask].max()
 
 
+def test_in_rounds_the_same_share_of_what_is_left_goes_each_time_and_nothing_comes_back(masks):
+    pruned(network(), {"fc1": 0.9}, Recipe(epochs=4, batch_size=16, lr=0.2), schedule="iterative")
+    (chosen,) = masks.values()
+    kept = [float(mask.float().mean()) for mask in chosen]
+    assert kept == pytest.approx([0.1 ** (k / ROUNDS) for k in range(1, ROUNDS + 1)] + [0.1], abs=1e-4)
+    assert not any((later & ~earlier).any() for earlier, later in pairwise(chosen))
+    assert in_rounds(0.9, 1.0) == pytest.approx(0.9)
+
+
+def test_surgery_prunes_below_one_threshold_and_splices_above_the_other():
+    weight = torch.tensor([0.1, 0.2, -0.95, 1.0, 1.05, -1.2, 3.0, 4.0])
+    # Half of them are kept where the threshold is 1: between 0.9 and 1.1 a weight stays as it is.
+    for mask in (torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)):
+        expected = [False, False, *mask[2:5].tolist(), True, True, True]
+        assert spliced(weight, mask, 4).tolist() == expected
+
+
+def test_surgery_looks_less_and_less_often():
+    due = [step for step in range(1, 2000) if SCHEDULES["surgery"].is_due(step, 1600.0)]
+    assert due[-1] <= 1600
+    assert due[1] - due[0] == pytest.approx(8, abs=1)
+    assert due[-1] - due[-2] == pytest.approx(16, abs=1)
+
+
+def test_in_surgery_masked_weights_grow_until_they_come_back(masks):
+    pruned(network(), {"fc1": 0.9}, Recipe(epochs=8, batch_size=16, lr=0.2), schedule="surgery")
+    (chosen,) = masks.values()
+    assert sum(int((later & ~earlier).sum()) for earlier, later in pairwise(chosen[:-1])) > 0
+
+
 def test_zeros_stay_zero_when_training_goes_on():
     model = pruned(network())
     before = {name: model.get_submodule(name).weight.detach().clone() for name in TARGETS}
@@ -104,7 +151,7 @@ def test_sparsity_rises_step_by_step(masks):
     assert shares == sorted(shares)
     assert 0 < shares[0] < 0.3
     assert len(set(shares)) > 5
-    assert shares[-3:] == pytest.approx([0.9] * 3, abs=1e-4)
+    assert shares[-3:] == pytest.approx([0.9] * 3, abs=2e-3)
 
 
 def test_weights_that_turn_out_to_matter_come_back(masks):

@@ -71,7 +71,7 @@ def complaint(name: str, layers: dict[str, list[Step]]) -> str:
 
 
 def channels(sparsity: float, multiple: int = 8) -> Step:
-    return Step.of("prune_channels", sparsity=sparsity, multiple=multiple)
+    return Step.of("prune_channels", sparsity=sparsity, multiple=multiple, score="energy")
 
 
 def test_every_complaint_is_listed_at_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,8 @@ CASES = {
     "digits, cp": ("digits", {"factorize": "cp", "second_order": True}),
     "digits, channel, groups": ("digits", {"factorize": "svd_channel", "prune": "n_of_m", "sparsity": (0.0, 0.5, 0.9)}),
     "digits, structures": ("digits", {"precision": ("float32", "circulant4", "toeplitz8", "fastfood", "w8a8")}),
+    "digits, dead dropped": ("digits", {"drop_dead": True, "rank": (1.0,), "channels": (1.0, 0.5)}),
+    "digits, merged": ("digits", {"drop": "merge", "prune": "obd"}),
     "digits, tied": ("digits", {"tie": (("conv*",), ("fc*",))}),
     "lenet5, all tied": ("lenet5", {"tie": "all"}),
     "lenet5, skipped": ("lenet5", {"skip": ("conv1", "fc2")}),
@@ -101,6 +104,56 @@ def test_tied_layers_share_their_choice():
     for name in ("conv1", "conv2", "fc1", "fc2"):
         assert Step.of("quantize", bits=8, activations="int8", rounding="nearest") in policy.layers[name]
         assert Step.of("prune_obs", sparsity=0.5) in policy.layers[name]
+
+
+@pytest.mark.parametrize(
+    ("word", "second_order", "technique"),
+    [
+        ("auto", True, "prune_obs"),
+        ("auto", False, "prune_magnitude"),
+        ("magnitude", True, "prune_magnitude"),
+        ("obd", True, "prune_obd"),
+        ("obd_inputs", False, "prune_obd"),
+        ("obs", False, "prune_obs"),
+    ],
+)
+def test_a_word_says_by_what_weights_are_pruned(word, second_order, technique):
+    space = rich("lenet5", prune=word, second_order=second_order)
+    (step,) = space.policy({"fc1/sparsity": 1}).layers["fc1"]
+    assert step.technique == technique
+    assert build(step).sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("taylor", {"conv1": ("prune_channels", "taylor"), "fc1": ("prune_channels", "taylor")}),
+        ("merge", {"conv1": ("prune_channels", "energy"), "fc1": ("merge_neurons", None)}),
+    ],
+)
+def test_a_word_says_which_channels_go(word, found):
+    space = rich("digits", drop=word)
+    layers = space.policy({f"{name}/channels": 2 for name in found}).layers
+    steps = {name: step for name, (step,) in layers.items()}
+    assert {name: (s.technique, dict(s.parameters).get("score")) for name, s in steps.items()} == found
+    assert {dict(step.parameters)["sparsity"] for step in steps.values()} == {0.5}
+
+
+def test_dead_channels_are_dropped_where_weights_are_pruned_and_not_beside_ranks():
+    space = rich("digits", drop_dead=True, rank=(1.0,))
+    layers = space.policy({"fc1/sparsity": 1, "fc2/sparsity": 1, "conv1/precision": 1}).layers
+    assert [name for name, steps in layers.items() if Step.of("drop_dead") in steps] == ["fc1"]
+    with pytest.raises(ConfigError, match=r"space\.drop_dead: channels of factorized layers cannot be dropped"):
+        rich("digits", drop_dead=True)
+
+
+def test_a_layer_that_a_pruner_refuses_is_pruned_by_magnitude():
+    space = rich("lenet5", prune="obs")
+    odd = replace(space.graph.layers["conv2"], output_shape=(50, 7, 7))
+    graph = replace(space.graph, layers={**space.graph.layers, "conv2": odd})
+    assert replace(space, graph=graph, _cache={}).policy({"conv2/sparsity": 1}).layers["conv2"] == (
+        Step.of("prune_magnitude", sparsity=0.5),
+    )
 
 
 def test_skipped_layers_are_left_alone():

@@ -16,6 +16,7 @@ from paretopress.policies.techniques.fastfood import Fastfood
 from paretopress.policies.techniques.fixed_point import FixedPoint
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.prune_nm import PruneNM
+from paretopress.policies.techniques.prune_obd import PruneOBD
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
 from paretopress.policies.techniques.share_kmeans import ShareKMeans
@@ -82,8 +83,10 @@ BINARY = (
 )
 FIXED = (FixedPoint(16), FixedPoint(6, "channel"), FixedPoint(4, "tensor", "stochastic", 3))
 XNOR = Binarize("xnor")
+FISHER = (PruneOBD(0.7),)
 SECOND_ORDER = (
     PruneOBS(0.7),
+    PruneOBD(0.7, "inputs"),
     QuantizeUniform(3, rounding="second_order"),
     QuantizeUniform(4, rounding="adaptive"),
     QuantizeUniform(8, "int8", "second_order"),
@@ -102,7 +105,7 @@ SVDS = (SVDLinear(6), SVDLinear(6, "activations"))
 GENERATED = (Circulant(4), Circulant(5, 7), Toeplitz(6), Fastfood())
 GROUPS = (PruneNM(1, 3), PruneNM(2, 4, "second_order"))
 
-PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in ANY}
+PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in (*ANY, *FISHER)}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in LAYERS if name != "depthwise" for t in SECOND_ORDER}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens", "pointwise") for t in SVDS}
 PLAIN |= {
@@ -120,13 +123,13 @@ def after(first, layer):
     return (lambda seed: first.apply(make(seed), Calibration(inputs))), inputs
 
 
-PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[1:])}
-PRUNED |= {f"{t} after n of m": Case(t, *after(PruneNM(), CONV)) for t in (ANY[2], ANY[4], SECOND_ORDER[1])}
-PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[1:])}
+PRUNED = {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*ANY[1:], *SECOND_ORDER[2:])}
+PRUNED |= {f"{t} after n of m": Case(t, *after(PruneNM(), CONV)) for t in (ANY[2], ANY[4], SECOND_ORDER[2])}
+PRUNED |= {f"{t} after pruning by OBS": Case(t, *after(PruneOBS(0.6), CONV)) for t in (ANY[2], *SECOND_ORDER[2:])}
 PRUNED |= {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*BINARY, *FIXED, XNOR)}
 FACTORIZED = {
     f"{t} after {f}": Case(t, *after(f, layer))
-    for t in (*ANY, *SECOND_ORDER)
+    for t in (*ANY, *FISHER, *SECOND_ORDER)
     for f, layer in ((SVDLinear(6), LINEAR), (SVDSpatial(7), CONV), (Tucker2(5, 6), CONV))
 }
 FACTORIZED |= {
@@ -166,6 +169,7 @@ def test_cost_is_that_of_the_real_modules(case):
         (PruneMagnitude(0.001), LINEAR),
         (PruneOBS(0.0), CONV),
         (PruneOBS(0.001), LINEAR),
+        (PruneOBD(0.001), LINEAR),
         (SVDLinear(20), LINEAR),
         (SVDSpatial(36), CONV),
         (Tucker2(12, 16), CONV),
@@ -265,6 +269,7 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("quantize", activations="int8", calibration="max"), "expected calibration minmax or .*, got 'max'"),
         (Step.of("quantize", calibration="mse"), "calibration mse is of 8-bit inputs; give activations: int8"),
         (Step.of("quantize", bits=1), "from 2 to 8, got 1"),
+        (Step.of("prune_obd", sparsity=1.0), "prune_obd: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("prune_obs", sparsity=1.0), "prune_obs: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("share", clusters=4, rounding="up"), "share: expected rounding nearest or second_order, got 'up'"),
         (Step.of("prune_magnitude", sparsity="most"), "sparsity is of type float, got 'most'"),
