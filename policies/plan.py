@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
 
 from .branches import Branch
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
 from .policy import Policy, Step
 from .techniques import DropBranch, PruneChannels, Technique, build
-from .techniques.base import LayerInfo, Phase
+from .techniques.base import LayerInfo, Phase, spelled_out
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,8 @@ def _plan_layer(
 
 
 def _spelled_out(technique: Technique | PruneChannels) -> Step:
-    """The step with every hyper-parameter, so that a default left out makes no other candidate."""
-    return Step.of(technique.name, **asdict(cast(Any, technique)))
+    """The step as it stands in a normalised policy."""
+    return Step.of(technique.name, **spelled_out(technique))
 
 
 def _place_channels(

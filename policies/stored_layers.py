@@ -11,13 +11,23 @@ from torch import Tensor, nn
 
 from . import forms
 from .coding.press import decode, encode
-from .coding.tensors import CodebookTensor, DenseTensor, SparseTensor, StoredTensor, UniformTensor
+from .coding.tensors import (
+    CodebookTensor,
+    DenseTensor,
+    HashedTensor,
+    SparseTensor,
+    StoredTensor,
+    UniformTensor,
+    VectorTensor,
+)
 from .errors import FormatError
 
 FORMS: Mapping[type[StoredTensor], Callable[[Any, bool], nn.Module]] = {
     SparseTensor: forms.MaskedWeight.of_stored,
     CodebookTensor: forms.SharedWeight.of_stored,
     UniformTensor: forms.UniformWeight.of_stored,
+    VectorTensor: forms.VectorWeight.of_stored,
+    HashedTensor: forms.HashedWeight.of_stored,
 }
 """The form of a weight that is stored so, from the tensor and whether the layer was pruned; the others are ordinary."""
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..evaluators.training.augment import Augment
 from ..evaluators.training.loop import Recipe
+from ..policies.coding.stream import Coder
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 
@@ -137,7 +138,9 @@ class SpaceConfig(Section):
     sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped by magnitude")
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8"),
-        description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only) or kN (N shared values)",
+        description="float32, wBa8 (B-bit weights, 8-bit activations), wB (weights only), kN (N shared values), kNf (weighted"
+        " by Fisher information), softN (N values and zero by a learned mixture), pqBxD (product quantization: B bits for D"
+        " weights; pqBxDs: one codebook), rqBxDxT (residual quantization: T stages) or hashN (a value for N weights)",
     )
     rank: tuple[float, ...] = Field(
         (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"
@@ -198,6 +201,12 @@ class LatencyConfig(Section):
     pairs: Annotated[int, Field(ge=50)] = Field(100, description="candidate/reference pairs of a final measurement")
 
 
+class StorageConfig(Section):
+    """How compressed networks are stored."""
+
+    coder: Coder = Field("ans", description="ans for the fewest bytes, or huffman for codes of whole bits (1510.00149)")
+
+
 class PoolConfig(Section):
     """Where candidates are evaluated."""
 
@@ -220,6 +229,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     latency: LatencyConfig = LatencyConfig()
+    storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
     seed: int = Field(0, ge=0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -15,15 +14,14 @@ from ..policies.policy import Policy, Step
 from ..policies.techniques import build
 from ..policies.techniques.base import LayerInfo
 from .base import Choices, SuggestTrial
+from .precision import precision_steps, require_precision
 
 KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
 BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
 DROP = Step.of("drop_branch")
 AUTO_TIE_ABOVE = 16
-FINE_BITS = 8
 MOST_OPERATIONS = 1e12
 """Solving a layer's rows takes about as many; above it a layer falls back to magnitude and to the nearest value."""
-_PRECISION = re.compile(r"float32|w(?P<bits>[2-8])(?P<act>a8)?|k(?P<clusters>\d{1,3})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Menu:
     sparsity
         Shares of weights dropped.
     precision
-        ``float32``, ``wBa8``, ``wB`` or ``kN``.
+        ``float32`` or one of ``precision.PRECISIONS``.
     rank
         Shares of the weights that factors keep.
     channels
@@ -59,11 +57,7 @@ class Menu:
                 f"space.blocks: expected [keep], [keep, drop] or [drop] in this order; got [{', '.join(self.blocks)}]"
             )
         for text in self.precision:
-            match = _PRECISION.fullmatch(text)
-            if match is None or (match["clusters"] and not 2 <= int(match["clusters"]) <= 256):
-                raise ConfigError(
-                    f"space.precision: expected float32, wBa8, wB (B from 2 to 8) or kN (N from 2 to 256); got '{text}'"
-                )
+            require_precision(text)
         for share in self.sparsity:
             if not 0 <= share < 1:
                 raise ConfigError(f"space.sparsity: shares lie in [0, 1), 0 leaves the layer as it is; got {share}")
@@ -256,30 +250,6 @@ class LayerwiseSpace:
 def pruning_steps(sparsity: float) -> tuple[Step, Step]:
     """Pruning by magnitude, and by the layer's Hessian."""
     return Step.of("prune_magnitude", sparsity=sparsity), Step.of("prune_obs", sparsity=sparsity)
-
-
-def precision_steps(text: str) -> Iterator[tuple[Step, Step]]:
-    """The step of a precision such as ``w4a8`` or ``k16``, rounded to the nearest and by the Hessian; none for ``float32``.
-
-    Where values are fine enough, the nearest one is as good and found in no time.
-    """
-    match = _PRECISION.fullmatch(text)
-    assert match is not None
-    if match["bits"]:
-        bits, activations = int(match["bits"]), "int8" if match["act"] else "float32"
-        kinds = ("nearest", "second_order" if bits < FINE_BITS else "nearest")
-        a, b = (Step.of("quantize", bits=bits, activations=activations, rounding=kind) for kind in kinds)
-        yield a, b
-    elif match["clusters"]:
-        clusters = int(match["clusters"])
-        kinds = ("nearest", "second_order" if clusters < 2 ** (FINE_BITS - 3) else "nearest")
-        a, b = (Step.of("share", clusters=clusters, rounding=kind) for kind in kinds)
-        yield a, b
-
-
-def precision_step(text: str) -> Iterator[Step]:
-    """The step of a precision, rounded to the nearest; none for ``float32``."""
-    return (plain for plain, _ in precision_steps(text))
 
 
 def factor_step(layer: LayerInfo, share: float, factorize: str) -> Step:

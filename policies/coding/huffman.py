@@ -1,6 +1,6 @@
 """Canonical Huffman codes (Huffman 1952) on one stream of bits, first bit highest: what 1510.00149, section 4 codes with.
 
-Every symbol takes a whole number of bits, so that a file is never smaller than with asymmetric numeral systems; it is read
+Every symbol takes a whole number of bits, so that files are larger than with asymmetric numeral systems; they are read
 by simpler decoders. Codes are made from the same integer weights, so that nothing else is stored.
 """
 
@@ -46,7 +46,8 @@ class HuffmanCode:
 
     def bits(self, values: np.ndarray) -> Bits:
         """The codes of symbols (n,)."""
-        return self.codes[values], self.lengths[values]
+        places = values.astype(np.int64)
+        return self.codes[places], self.lengths[places]
 
 
 def huffman_code(weights: np.ndarray) -> HuffmanCode:
@@ -178,7 +179,8 @@ class HuffmanSource:
 
 def _path(following: list[int], count: int) -> list[int]:
     """Where codes begin: from 0 on, each after the last, at most so many and inside the list."""
-    path, place, size = [], 0, len(following)
+    path: list[int] = []
+    place, size = 0, len(following)
     while place < size and len(path) < count:
         path.append(place)
         place = following[place]

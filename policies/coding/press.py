@@ -22,8 +22,8 @@ codes uniform(n) takes ceil(log2 n) bits a symbol, and the codes of symbols are 
     columns  = ints(top 4; 255 in version 2) form of each tensor: 0 dense, 1 sparse, 2 codebook, 3 codebook with mask,
                4 uniform; the others (version 2) as their rows in ``kinds.py`` say
                ints(top 32) dimensions of each; ints all sizes, tensor after tensor
-               ints(top 11) type of each dense tensor (``floats.DTYPES``); ints(top 7) type of each codebook's codes
-               ints(top 255) bits of each uniform tensor; ints length of each codebook and scales
+               ints(top 11) type of each dense tensor (``floats.DTYPES``); ints(top 7) type of each codebook's or vector's codes
+               ints(top 255) bits of each uniform tensor, stages of vectors; ints values of each codebook and scales
     codebooks= floats, all one after the other; scales likewise
     dense    = a pool for each tensor of more than 4096 elements, and one for each type and last part of the name
                of the rest; in the order of their first tensor; values one after the other (``array``)
@@ -33,6 +33,10 @@ codes uniform(n) takes ceil(log2 n) bits a symbol, and the codes of symbols are 
     with mask= mask, grouped(top k - 1) codes
     uniform  = number t (largest magnitude); if t > 0: mask of the codes that are not 0, grouped(top t - 1) magnitudes
                less one, ints(top 1) signs (1 is negative)
+    vectors  = (version 2; bits: the stages) kept, number d - 1, choice(2) shared codebook, ints(top k - 1) codes of each stage;
+               its codebooks (stages, blocks or 1, k, d) stand among the others
+    hashed   = (version 2) kept, number seed, number K - 1, floats; places by ``tensors.hashed_places``
+    kept     = choice(2): 1: mask
 
     ints     = nothing if there are no values or top is 0; otherwise choice(4):
                0: number, the value of all

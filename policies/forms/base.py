@@ -57,11 +57,14 @@ def set_form(module: nn.Module, form: nn.Module) -> None:
     """Give the module's weight a form, in place of the one it has; the effective weight is the starting point."""
     drop_form(module)
     parametrize.register_parametrization(module, "weight", form, unsafe=True)
+    cast(Any, module.parametrizations).train(module.training)
 
 
 def drop_form(module: nn.Module) -> None:
     """Make the weight an ordinary parameter with its effective value."""
     if form_of(module) is not None:
+        # Some forms draw their values while they train; the effective weight is that of evaluation.
+        cast(Any, module.parametrizations).eval()
         value = cast(Tensor, module.weight).detach().clone()
         trainable = cast(Any, module.parametrizations).weight.original.requires_grad
         # A deep copy has its original's class, from which `remove_parametrizations` would take the property for both.

@@ -11,22 +11,30 @@ from ..errors import PolicyError
 from ..policy import Scalar, Step
 from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
 from .drop_branch import DropBranch
+from .hash_weights import HashWeights
+from .product_quantize import ProductQuantize
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
 from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
+from .residual_quantize import ResidualQuantize
 from .share_kmeans import ShareKMeans
+from .share_soft import ShareSoft
 from .svd_linear import SVDLinear
 from .svd_spatial import SVDSpatial
 from .tucker2 import Tucker2
 
 TECHNIQUES: dict[str, type[Technique] | type[DropBranch] | type[PruneChannels]] = {
     "drop_branch": DropBranch,
+    "hash_weights": HashWeights,
+    "product_quantize": ProductQuantize,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
     "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
+    "residual_quantize": ResidualQuantize,
     "share": ShareKMeans,
+    "share_soft": ShareSoft,
     "svd": SVDLinear,
     "svd_spatial": SVDSpatial,
     "tucker2": Tucker2,

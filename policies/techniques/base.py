@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from ..policy import Scalar
 
 
 class Phase(IntEnum):
@@ -77,11 +80,22 @@ class LayerCost:
     macs
         Multiply-accumulates for one picture, as the exported network computes them.
     weight_bits
-        Bits of the kept weights in the technique's own form, positions of zeros and codebooks left out.
+        Bits of the kept weights in the technique's own form, positions of zeros and codebooks of single values left out;
+        codebooks of vectors, which are large, are counted.
     """
 
     macs: int
     weight_bits: float
+
+
+ADDED: Mapping[str, bool] = {"added": True}
+"""Metadata of a hyper-parameter that came later: at its default it stays out of a policy's digest, which older runs know."""
+
+
+def spelled_out(technique: Any) -> dict[str, Scalar]:
+    """Every hyper-parameter, so that a default left out makes no other candidate; added ones where they are no default."""
+    values = {f: getattr(technique, f.name) for f in fields(technique)}
+    return {f.name: value for f, value in values.items() if value != f.default or f.metadata != ADDED}
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,10 @@ _STEPS = {
     "prune_magnitude": "{sparsity} zeros",
     "prune_obs": "{sparsity} zeros (second order)",
     "share": "k{clusters}",
+    "share_soft": "soft{clusters}",
+    "product_quantize": "{clusters} codewords of {dimension}",
+    "residual_quantize": "{stages} × {clusters} codewords of {dimension}",
+    "hash_weights": "hashed to {share:.3g}",
     "quantize": "w{bits}{activations}",
 }
 
