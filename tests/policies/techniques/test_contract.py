@@ -153,7 +153,7 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
 @pytest.mark.parametrize(
     ("technique", "layer", "reason"),
     [
-        (ProductQuantize(8, 3), DEPTHWISE, "codes with the codebooks take 82 float32 values"),
+        (ProductQuantize(8, 3), DEPTHWISE, "codes with the codebooks take 74 float32 values"),
         (ResidualQuantize(64, 4, 5), DEPTHWISE, "use fewer clusters"),
         (SVDLinear(4), CONV, "conv2d"),
         (SVDLinear(4), POINTWISE, "conv2d"),
