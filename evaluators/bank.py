@@ -25,6 +25,7 @@ from ..policies import forms
 from ..policies.apply import CompressedModel, round_vectors, settle_and_quantize, settle_statistics
 from ..policies.branches import Branch, stand_ins
 from ..policies.coding.press import encode
+from ..policies.coding.stream import CODERS, Coder
 from ..policies.coding.tensors import DenseTensor, StoredTensor
 from ..policies.copying import with_modules
 from ..policies.errors import CandidateError, FormatError, PolicyError
@@ -41,7 +42,7 @@ from .observe import Observations, as_channels
 
 KEPT_VARIANT_BYTES = 1_000_000_000
 KEPT_STAGE_BYTES = 256_000_000
-_EMPTY_BYTES = len(encode({}, {}))
+_EMPTY_BYTES = {coder: len(encode({}, {}, coder=coder)) for coder in CODERS}
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Bank:
         ``input_energies`` of the network, by which channels are chosen.
     norms
         Layer -> the batch norm behind it.
+    coder
+        By which bytes are counted.
     """
 
     def __init__(
@@ -147,7 +150,9 @@ class Bank:
         observations: Observations,
         energies: Mapping[str, Tensor],
         norms: Mapping[str, str],
+        coder: Coder = "ans",
     ) -> None:
+        self._coder: Coder = coder
         self._model, self._graph, self._seen, self._energies, self._norms = model, graph, observations, energies, norms
         self._modules = dict(model.named_modules())
         self._slots = _slots_by_module(graph)
@@ -158,9 +163,9 @@ class Bank:
         self._others: dict[tuple[str, Cuts], nn.Module] = {}
         self._importance = Importance(model, graph.groups, observations.pictures, energies)
         self._choices: dict[tuple[str, int, str], Choice] = {}
-        self._dense_bytes = {name: coded_bytes(self._modules[name]) for name in graph.layers}
+        self._dense_bytes = {name: coded_bytes(self._modules[name], coder) for name in graph.layers}
         self._rest = _rest(model, graph)
-        self._rest_bytes = len(encode(self._rest, {}))
+        self._rest_bytes = len(encode(self._rest, {}, coder=coder))
         self._without: dict[str, tuple[dict[str, nn.Module], int]] = {}
 
     def adopt(self, files: Mapping[str, bytes]) -> None:
@@ -258,7 +263,7 @@ class Bank:
             module,
             plain,
             {} if norm is None else {norm: self._norm(norm, cuts, old, new)},
-            coded_bytes(module),
+            coded_bytes(module, self._coder),
             float(error.sum() / energy.sum().clamp_min(1e-12)),
             float((error * self._seen.squared_gradients[name][kept]).sum()),
         )
@@ -268,7 +273,8 @@ class Bank:
     ) -> tuple[nn.Module, Calibration] | None:
         """The layer from its file, and its inputs; ``None`` where there is none or it does not fit."""
         data = self._files.get(digest)
-        if data is None:
+        # Where more trains than is stored, the file has only what came out.
+        if data is None or any(getattr(technique, "trains_more_than_it_stores", False) for technique in techniques):
             return None
         module, seen = self._cut_layer(name, cuts)
         # Factors have shapes of their own, which only making them tells.
@@ -379,7 +385,10 @@ class Bank:
         if branch.root not in self._without:
             absent = tuple(f"{name}." for name in branch.modules)
             left = {name: tensor for name, tensor in self._rest.items() if not name.startswith(absent)}
-            self._without[branch.root] = (stand_ins(branch), self._rest_bytes - len(encode(left, {})))
+            self._without[branch.root] = (
+                stand_ins(branch),
+                self._rest_bytes - len(encode(left, {}, coder=self._coder)),
+            )
         return self._without[branch.root]
 
     def _touched(self, root: str) -> list[str]:
@@ -412,10 +421,10 @@ def _digest(name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> str:
     return hashlib.sha256(json.dumps([name, cuts, done], sort_keys=True).encode()).hexdigest()
 
 
-def coded_bytes(module: nn.Module) -> int:
+def coded_bytes(module: nn.Module, coder: Coder = "ans") -> int:
     """Bytes of a layer's weights, entropy-coded on their own."""
     tensors = {name or "w": forms.stored_weight(layer) for name, layer in forms.weighted_modules(module)}
-    return len(encode(tensors, {})) - _EMPTY_BYTES
+    return len(encode(tensors, {}, coder=coder)) - _EMPTY_BYTES[coder]
 
 
 def _carry_out(

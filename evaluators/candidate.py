@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
+from ..policies.coding.stream import Coder
 from ..policies.errors import CandidateError
 from ..policies.export.onnx import export_onnx
 from ..policies.export.tracing import OnnxTracer
@@ -76,6 +77,8 @@ class Settings:
         Of the distillation.
     seed
         Of the run.
+    coder
+        Of stored files. Not shown: results of older runs are known by the other settings.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -90,6 +93,7 @@ class Settings:
     temperature: float = 4.0
     teacher_weight: float = 0.7
     seed: int = 0
+    coder: Coder = field(default="ans", repr=False)
 
 
 @dataclass(frozen=True)
@@ -324,7 +328,8 @@ class CandidateEvaluator:
             ranges = self._calibration[:RANGE_PICTURES]
             onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain, tracer=self._tracer)
         with watch("encode"):
-            press = encode(compressed.stored(), {"policy": compressed.plan.policy.as_dict()}, self._memory)
+            policy, coder = {"policy": compressed.plan.policy.as_dict()}, self.bench.settings.coder
+            press = encode(compressed.stored(), policy, self._memory, coder)
         return Candidate(compressed, plain, onnx, press)
 
     def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
@@ -366,7 +371,7 @@ class CandidateEvaluator:
     def _bank(self) -> Bank:
         bench = self.bench
         seen = Observations.of(bench.model, bench.graph, self._calibration, bench.settings.seed)
-        bank = Bank(bench.model, bench.graph, seen, self._energies, norms_after(bench.model))
+        bank = Bank(bench.model, bench.graph, seen, self._energies, norms_after(bench.model), bench.settings.coder)
         bank.adopt(self._files)
         return bank
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
@@ -212,9 +211,9 @@ def round_vectors(model: nn.Module) -> None:
 
     The relative error is 2^-9 at most. The tensors are new ones, since the network may share its old ones with another.
     """
-    for module in model.modules():
+    for place, module in model.named_modules():
         # A codebook is a vector too; its precision is what was asked for.
-        if isinstance(module, parametrize.ParametrizationList):
+        if ".parametrizations" in f".{place}":
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from . import forms
 from .coding.press import decode, encode
-from .coding.tensors import CodebookTensor, DenseTensor, GeneratedTensor, SparseTensor, StoredTensor, UniformTensor
+from .coding.tensors import (
+    CodebookTensor,
+    DenseTensor,
+    GeneratedTensor,
+    HashedTensor,
+    SparseTensor,
+    StoredTensor,
+    UniformTensor,
+    VectorTensor,
+)
 from .errors import FormatError
 
 _GRIDS: Mapping[int, Any] = {1: forms.BinaryWeight}
@@ -20,8 +29,10 @@ _GRIDS: Mapping[int, Any] = {1: forms.BinaryWeight}
 FORMS: Mapping[type[StoredTensor], Callable[[Any, bool], nn.Module]] = {
     SparseTensor: forms.MaskedWeight.of_stored,
     CodebookTensor: forms.SharedWeight.of_stored,
-    GeneratedTensor: forms.GeneratedWeight.of_stored,
     UniformTensor: lambda stored, pruned: _GRIDS.get(stored.bits, forms.UniformWeight).of_stored(stored, pruned),
+    GeneratedTensor: forms.GeneratedWeight.of_stored,
+    VectorTensor: forms.VectorWeight.of_stored,
+    HashedTensor: forms.HashedWeight.of_stored,
 }
 """The form of a weight that is stored so, from the tensor and whether the layer was pruned; the others are ordinary."""
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..evaluators.training.augment import Augment
 from ..evaluators.training.loop import Recipe
 from ..evaluators.training.penalties import PENALTIES, make_penalty
+from ..policies.coding.stream import Coder
 from ..policies.errors import ConfigError
 from ..spaces.precision import KNOWN
 from .budgets import BUDGET_METRICS, Budget
@@ -241,6 +242,12 @@ class LatencyConfig(Section):
     pairs: Annotated[int, Field(ge=50)] = Field(100, description="candidate/reference pairs of a final measurement")
 
 
+class StorageConfig(Section):
+    """How compressed networks are stored."""
+
+    coder: Coder = Field("ans", description="ans for the fewest bytes, or huffman for codes of whole bits (1510.00149)")
+
+
 class PoolConfig(Section):
     """Where candidates are evaluated."""
 
@@ -263,6 +270,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     latency: LatencyConfig = LatencyConfig()
+    storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
     seed: int = Field(0, ge=0)
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..evaluators.candidate import Candidate
+from ..policies.coding.press import breakdown
 from ..policies.errors import InputError, WorkError
 from ..policies.files import write_bytes, write_text
 from ..policies.version import VERSION
@@ -77,6 +78,7 @@ def report_card(run: RunDirectory, found: FrontData, member: Member, files: dict
         "baseline": dict(found.baseline),
         "budgets": dict(found.budgets),
         "feasible": member.feasible,
+        "stored_parts_bytes": breakdown(files["model.press"]),
         "sha256": {name: sha256(content) for name, content in files.items()},
         "environment": read_json(run.environment),
     }

@@ -107,7 +107,8 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     torch.set_num_threads(max(1, threads))
     settings = _settings(config)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
-    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}".encode()).hexdigest()
+    coder = "" if settings.coder == "ans" else settings.coder
+    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{coder}".encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
@@ -235,7 +236,7 @@ def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
     return {
         "error_pct": file_error(bench.reference, data, data.test, cores),
         "validation_error_pct": file_error(bench.reference, data, data.validation, cores),
-        "stored_bytes": len(encode(tensors, {})),
+        "stored_bytes": len(encode(tensors, {}, coder=config.storage.coder)),
         "onnx_bytes": len(bench.reference),
         "latency_ratio": 1.0,
         "latency_ms": latency.reference_ms,
@@ -295,6 +296,7 @@ def _settings(config: Config) -> Settings:
         # Without true labels the dense network is the only one to learn from.
         teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,
         seed=config.seed,
+        coder=config.storage.coder,
     )
 
 

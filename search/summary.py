@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from ..policies.coding.press import breakdown
+from ..policies.errors import FormatError
 from ..policies.files import write_text
 from ..policies.graph import ModelGraph
 from .config import Config
@@ -68,7 +71,18 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
         seconds_total=_seconds(rows),
         left_dense=json.loads(ledger.meta("left_dense") or "{}"),
         unreachable=ledger.meta("unreachable") or "",
+        stored_parts=_stored_parts(run, [entry["id"] for entry in front]),
     )
+
+
+def _stored_parts(run: RunDirectory, ids: Sequence[str]) -> dict[str, dict[str, int]]:
+    """What the bytes of the stored files hold; a file that is missing or damaged is left out."""
+    found = {}
+    for identity in ids:
+        path = run.artefact(identity, "model.press")
+        with suppress(OSError, FormatError):
+            found[identity] = breakdown(path.read_bytes())
+    return found
 
 
 def methods(config: Config) -> dict[str, str]:

@@ -355,13 +355,6 @@ def pruning_step(word: str, sparsity: float) -> Step:
     return Step.of(technique, sparsity=sparsity, **fixed)
 
 
-def precision_step(text: str) -> Iterator[Step]:
-    """The step of a precision, rounded to the nearest; none for ``float32``."""
-    pair = precision_pair(text)
-    if pair is not None:
-        yield pair[0]
-
-
 def factor_step(layer: LayerInfo, share: float, factorize: str) -> Step:
     """The factorization whose factors hold about this share of the layer's weights, for the weights alone."""
     return factor_steps(layer, share, factorize)[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..policies.errors import ConfigError
+from ..policies.errors import ConfigError, PolicyError
 from ..policies.policy import Step
+from ..policies.techniques import build, spelled_out
 
 FINE_BITS = 8
 Pair = tuple[Step, Step]
@@ -54,9 +55,35 @@ def _adaptive(match: re.Match[str]) -> Pair:
 
 def _shared(match: re.Match[str]) -> Pair:
     clusters = int(match["clusters"])
+    given = {"weighting": "fisher"} if match["fisher"] else {}
     kinds = ("nearest", "second_order" if clusters < 2 ** (FINE_BITS - 3) else "nearest")
-    a, b = (Step.of("share", clusters=clusters, rounding=kind) for kind in kinds)
+    a, b = (Step.of("share", clusters=clusters, rounding=kind, **given) for kind in kinds)
     return a, b
+
+
+def _soft(match: re.Match[str]) -> Pair:
+    return _alone("share_soft", clusters=int(match["clusters"]))
+
+
+def _product(match: re.Match[str]) -> Pair:
+    codebooks = "shared" if match["shared"] else "each"
+    clusters, dimension = 2 ** int(match["bits"]), int(match["dimension"])
+    return _alone("product_quantize", clusters=clusters, dimension=dimension, codebooks=codebooks)
+
+
+def _residual(match: re.Match[str]) -> Pair:
+    given = {name: int(match[name]) for name in ("dimension", "stages")}
+    return _alone("residual_quantize", clusters=2 ** int(match["bits"]), **given)
+
+
+def _hashed(match: re.Match[str]) -> Pair:
+    return _alone("hash_weights", share=1 / int(match["places"]))
+
+
+def _alone(technique: str, **given: int | float | str) -> Pair:
+    """The step with every hyper-parameter, as a plan has it; there is no other."""
+    step = spelled_out(build(Step.of(technique, **given)))
+    return step, step
 
 
 def _fixed(match: re.Match[str]) -> Pair:
@@ -106,7 +133,23 @@ WORDS: tuple[Word, ...] = (
         "wB_adaptive or wBa8_adaptive (B from 2 to 7; where second order is on)",
         _adaptive,
     ),
-    Word(r"k(?P<clusters>[2-9]|[1-9]\d|1\d\d|2[0-4]\d|25[0-6])", "kN (N from 2 to 256 shared values)", _shared),
+    Word(
+        r"k(?P<clusters>[2-9]|[1-9]\d|1\d\d|2[0-4]\d|25[0-6])(?P<fisher>f)?",
+        "kN or kNf (N from 2 to 256 shared values; f: by Fisher information)",
+        _shared,
+    ),
+    Word(r"soft(?P<clusters>[1-9]\d{0,2})", "softN (N from 2 to 256 values and zero, by a learned mixture)", _soft),
+    Word(
+        r"pq(?P<bits>[1-9])x(?P<dimension>[1-9]\d{0,2})(?P<shared>s)?",
+        "pqBxD or pqBxDs (product quantization: B bits for D weights; s: one codebook)",
+        _product,
+    ),
+    Word(
+        r"rq(?P<bits>[1-9])x(?P<dimension>[1-9]\d{0,2})x(?P<stages>[1-8])",
+        "rqBxDxT (residual quantization: T stages of B bits for D weights)",
+        _residual,
+    ),
+    Word(r"hash(?P<places>[1-9]\d{0,3})", "hashN (a value for N weights)", _hashed),
     Word(
         r"(?P<kind>fixed|dynamic)(?P<bits>[2-9]|1[0-6])(?P<drawn>_stochastic)?",
         "fixedB or dynamicB, with or without _stochastic (B from 2 to 16)",
@@ -135,9 +178,20 @@ def precision_pair(text: str) -> Pair | None:
     """
     for word in WORDS:
         match = re.fullmatch(word.pattern, text, re.ASCII)
-        if match is not None:
+        if match is None:
+            continue
+        try:
             return word.pair(match)
+        except PolicyError as error:
+            raise ConfigError(f"space.precision: '{text}' cannot be: {error}") from error
     raise ConfigError(f"space.precision: expected {KNOWN}; got '{text}'")
+
+
+def precision_step(text: str) -> Iterator[Step]:
+    """The step of a precision, rounded to the nearest; none for ``float32``."""
+    pair = precision_pair(text)
+    if pair is not None:
+        yield pair[0]
 
 
 def is_generated(text: str) -> bool:

@@ -13,13 +13,15 @@ import numpy as np
 from ..errors import FormatError, ModelError
 from . import kinds
 from .entries import Entry
-from .stream import Reader, Writer
+from .stream import Coder, Reader, Writer
 from .symbols import LARGEST, read_ints, write_ints
 from .tensors import StoredTensor
 
 MAGIC = b"PP"
 OVERHEAD = len(MAGIC) + 1 + 4
 
+_HUFFMAN = 0x80
+"""Set in the byte of the version where the stream holds Huffman codes."""
 _DIMENSIONS = 32
 _TEXT_LIMIT = 1 << 22
 _WORDS = (
@@ -45,13 +47,14 @@ def element_limit(size_bytes: int) -> int:
     return min((1 << 22) + 2048 * size_bytes, LARGEST)
 
 
-def frame(body: bytes, version: int = 1) -> bytes:
+def frame(body: bytes, version: int = 1, coder: Coder = "ans") -> bytes:
     """Put magic, version and CRC-32 before the coded stream."""
-    return MAGIC + bytes([version]) + zlib.crc32(body).to_bytes(4, "little") + body
+    marked = version | (_HUFFMAN if coder == "huffman" else 0)
+    return MAGIC + bytes([marked]) + zlib.crc32(body).to_bytes(4, "little") + body
 
 
-def unframe(data: bytes) -> tuple[bytes, int]:
-    """The coded stream and the version.
+def unframe(data: bytes) -> tuple[bytes, int, Coder]:
+    """The coded stream, the version and the coder.
 
     Raises
     ------
@@ -60,14 +63,15 @@ def unframe(data: bytes) -> tuple[bytes, int]:
     """
     if len(data) < OVERHEAD or data[: len(MAGIC)] != MAGIC:
         raise FormatError(f"not a paretopress file: expected {MAGIC!r} and at least {OVERHEAD} bytes, got {data[:2]!r}")
-    version, latest = data[len(MAGIC)], kinds.latest_version()
+    marked, latest = data[len(MAGIC)], kinds.latest_version()
+    version = marked & ~_HUFFMAN
     if not 1 <= version <= latest:
         expected = "expected 1" if latest == 1 else f"expected 1 to {latest}"
         raise FormatError(f"format version {version}, {expected}; read it with a later paretopress")
     body = data[OVERHEAD:]
     if zlib.crc32(body) != int.from_bytes(data[OVERHEAD - 4 : OVERHEAD], "little"):
         raise FormatError("the checksum does not match; the file is truncated or damaged, get it again")
-    return body, version
+    return body, version, "huffman" if marked & _HUFFMAN else "ans"
 
 
 def entry_of(name: str, tensor: StoredTensor) -> Entry:

@@ -19,13 +19,16 @@ from .floats import DTYPES
 from .generated_payload import is_generated, parameters, read_generated, write_generated
 from .payloads import read_masked, read_shared, read_sparse, read_uniform, write_codebook, write_sparse, write_uniform
 from .stream import Reader, Writer
+from .structured import read_hashed, read_vectors, write_hashed, write_vectors
 from .tensors import (
     CodebookTensor,
     DenseTensor,
     GeneratedTensor,
+    HashedTensor,
     SparseTensor,
     StoredTensor,
     UniformTensor,
+    VectorTensor,
     uniform_type,
 )
 
@@ -110,6 +113,36 @@ def _uniform_entry(name: str, form: int, tensor: UniformTensor) -> Entry:
     return Entry(name, form, tensor.codes.shape, None, int(tensor.bits), len(np.atleast_1d(tensor.scales)))
 
 
+def _is_vectors(tensor: VectorTensor) -> bool:
+    codes, books, shape = tensor.codes, tensor.codebooks, tuple(tensor.shape)
+    if codes.dtype not in CODES or codes.ndim != 3 or books.ndim != 4 or books.dtype != np.float32 or not prod(shape):
+        return False
+    stages, rows, blocks = codes.shape
+    if not shape or not 0 < stages < 256 or len(books) != stages or rows != shape[0] or not books.shape[3] > 0:
+        return False
+    if books.shape[1] not in (1, blocks) or blocks != -(-prod(shape[1:]) // books.shape[3]):
+        return False
+    in_range = not codes.size or 0 <= int(codes.min()) <= int(codes.max()) < books.shape[2]
+    return in_range and _masks(tensor.mask, shape)
+
+
+def _masks(mask: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    return mask is None or (mask.dtype == np.bool_ and mask.shape == shape)
+
+
+def _vectors_entry(name: str, form: int, tensor: VectorTensor) -> Entry:
+    return Entry(name, form, tuple(tensor.shape), tensor.codes.dtype, len(tensor.codes), tensor.codebooks.size)
+
+
+def _is_hashed(tensor: HashedTensor) -> bool:
+    sized = is_vector(tensor.values) and 0 < len(tensor.values) <= prod(tensor.shape) and 0 <= tensor.seed < 2**31 - 1
+    return sized and _masks(tensor.mask, tuple(tensor.shape))
+
+
+def _mask_arrays(mask: np.ndarray | None) -> list[np.ndarray]:
+    return [] if mask is None else [mask]
+
+
 KINDS: tuple[Kind, ...] = (
     Kind(
         takes=lambda x: isinstance(x, DenseTensor),
@@ -166,8 +199,28 @@ KINDS: tuple[Kind, ...] = (
         read=read_generated,
         arrays=parameters,
     ),
+    Kind(
+        takes=lambda x: isinstance(x, VectorTensor),
+        describe=_vectors_entry,
+        is_valid=_is_vectors,
+        write=write_vectors,
+        read=read_vectors,
+        arrays=lambda x: [x.codes, np.array(x.codebooks.shape), *_mask_arrays(x.mask)],
+        types=CODES,
+        has_bits=True,
+        table="codebooks",
+        values=lambda x: x.codebooks.ravel(),
+    ),
+    Kind(
+        takes=lambda x: isinstance(x, HashedTensor),
+        describe=lambda name, form, x: Entry(name, form, tuple(x.shape)),
+        is_valid=_is_hashed,
+        write=write_hashed,
+        read=read_hashed,
+        arrays=lambda x: [x.values, np.array(x.seed), *_mask_arrays(x.mask)],
+    ),
 )
-"""In the order of their form: dense, sparse, codebook, codebook with a mask, uniform, generated."""
+"""In the order of their form: dense, sparse, codebook, codebook with a mask, uniform, generated, vectors, hashed."""
 
 _FIRST_KINDS = 5
 """Kinds that version 1 has."""

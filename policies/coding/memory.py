@@ -30,9 +30,9 @@ class CodingMemory:
         """Write what ``write_tensor`` does."""
         if kinds.KINDS[entry.form].write is None:
             return
-        key = _digest(entry, tensor)
+        key = writer.coder.encode() + _digest(entry, tensor)
         if key not in self._written:
-            made = Writer()
+            made = Writer(writer.coder)
             write_tensor(made, entry, tensor)
             self._written[key] = made
             self._held_bytes += made.size_bytes

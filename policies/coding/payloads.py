@@ -31,8 +31,10 @@ def write_codebook(writer: Writer, entry: Entry, tensor: CodebookTensor) -> None
 
 def _write_shared(writer: Writer, codes: np.ndarray, top: int) -> None:
     """Codes of an unpruned tensor: plainly, or the commonest one as the zeros of a mask where that pays."""
-    if not top:
+    # A Huffman code gives the commonest symbol its single bit as well as a bitmask does.
+    if not top or writer.coder == "huffman":
         writer.choice(0, 2)
+        write_ints(writer, codes.ravel(), top)
         return
     common = int(np.bincount(codes.ravel()).argmax())
     mask = codes != common

@@ -8,6 +8,9 @@ A mask (rows, columns) is coded by the cheapest of three ways:
   row. Filters on pictures keep neighbouring pixels together;
 - *gaps*: the relative indices of 1510.00149, section 2, through the integer coder.
 
+With Huffman codes a place takes a bit at least, whatever its probability, so there the three ways are a bitmask, and gaps
+along rows (compressed sparse rows) or along columns (compressed sparse columns); the one of fewest bits is taken.
+
 The symbols in the places that are set are coded in groups of cells that are about equally full: where few weights were
 kept those are small ones.
 """
@@ -25,6 +28,8 @@ from .symbols import Plan, plan_ints, read_ints, write_ints
 from .tables import Flags, flag_top, table_bits
 
 _CELLS, _NEIGHBOURS, _GAPS = range(3)
+_BITMASK, _COLUMN_GAPS = _CELLS, _NEIGHBOURS
+"""What the first two mean with Huffman codes."""
 _COUNTS = 3
 """None, one or both neighbours are set."""
 
@@ -49,8 +54,11 @@ def write_mask(writer: Writer, mask: np.ndarray, activity: tuple[np.ndarray, np.
     Returns
     -------
     Grid | None
-        What ``write_grouped`` needs; ``None`` where gaps were cheapest.
+        What ``write_grouped`` needs; ``None`` where gaps were cheapest, and with Huffman codes.
     """
+    if writer.coder == "huffman":
+        _write_plainly(writer, mask)
+        return None
     grid, labels, cells = choose_grid(mask, activity)
     lag, near = _best_lag(mask, grid)
     gaps = _plan_gaps(mask, labels + min(cells, near))
@@ -79,6 +87,8 @@ def read_mask(reader: Reader, rows: int, columns: int) -> tuple[np.ndarray, Grid
     FormatError
         Where the stream is not one that ``write_mask`` writes.
     """
+    if reader.coder == "huffman":
+        return _read_plainly(reader, rows, columns), None
     way = reader.choice(3)
     if way == _GAPS:
         return _read_gaps(reader, rows * columns).reshape(rows, columns), None
@@ -208,6 +218,27 @@ def _read_neighbours(reader: Reader, grid: Grid) -> np.ndarray:
         count = mask[column + lag - 1] + mask[column]
         mask[column + lag] = reader.flags(weights[base + grid.columns[column], count])
     return np.ascontiguousarray(mask[lag:].T).astype(bool)
+
+
+def _write_plainly(writer: Writer, mask: np.ndarray) -> None:
+    """The shortest of a bitmask, gaps along columns and gaps along rows."""
+    ways = [Writer("huffman") for _ in range(3)]
+    ways[_BITMASK].uniform(mask.ravel(), 2)
+    for way, flat in ((_COLUMN_GAPS, mask.T.ravel()), (_GAPS, mask.ravel())):
+        gaps = np.diff(np.flatnonzero(flat), prepend=-1) - 1
+        ways[way].number(len(gaps))
+        write_ints(ways[way], gaps)
+    best = min(range(3), key=lambda way: ways[way].huffman_bits())
+    writer.choice(best, 3)
+    writer.extend(ways[best])
+
+
+def _read_plainly(reader: Reader, rows: int, columns: int) -> np.ndarray:
+    way = reader.choice(3)
+    if way == _BITMASK:
+        return reader.uniform(rows * columns, 2).astype(bool).reshape(rows, columns)
+    flat = _read_gaps(reader, rows * columns)
+    return flat.reshape(rows, columns) if way == _GAPS else np.ascontiguousarray(flat.reshape(columns, rows).T)
 
 
 def _plan_gaps(mask: np.ndarray, bits: float) -> tuple[np.ndarray, None, Plan] | None:

@@ -4,14 +4,16 @@ A decoder needs numpy and constriction only. All numbers are little-endian.
 
 ::
 
-    file     = magic "PP", version 1 or 2 (1 byte), CRC-32 of the stream (4 bytes), stream
-    stream   = 32-bit words of one ANS coder (constriction ``AnsCoder``), zero bytes at the end left off
+    file     = magic "PP", version 1 or 2, and 128 more with Huffman codes (1 byte), CRC-32 of the stream (4 bytes), stream
+    stream   = 32-bit words of one ANS coder (constriction ``AnsCoder``), zero bytes at the end left off;
+               or bits of canonical Huffman codes, highest first, likewise
     content  = text, columns, codebooks, scales, dense pools, then each tensor that is not dense and not empty
 
 What the coder gives is one of four things. *choice(n)*: one symbol of ``Uniform(n)``. *uniform(n)*: symbols of
 ``Uniform(n)``; where n > 2^16 the values above bit 16 come first (recursively), then the low 16 bits. *number*: w =
 choice(32), then v = uniform(2^w), meaning ``2^w + v - 1``. *symbols*: ``Categorical(weights, perfect=False)`` with integer
-weights; where there is a single weight nothing is read. ``number``, ``ints`` and ``Flags`` are defined below.
+weights; where there is a single weight nothing is read. ``number``, ``ints`` and ``Flags`` are defined below. With Huffman
+codes uniform(n) takes ceil(log2 n) bits a symbol, and the codes of symbols are made from the same weights (``huffman.py``).
 
 ::
 
@@ -20,8 +22,8 @@ weights; where there is a single weight nothing is read. ``number``, ``ints`` an
     columns  = ints(top 4; 255 in version 2) form of each tensor: 0 dense, 1 sparse, 2 codebook, 3 codebook with mask,
                4 uniform; 5 generated (version 2); the others (version 2) as their rows in ``kinds.py`` say
                ints(top 32) dimensions of each; ints all sizes, tensor after tensor
-               ints(top 11) type of each dense tensor (``floats.DTYPES``); ints(top 7) type of each codebook's codes
-               ints(top 255) bits of each uniform tensor; ints length of each codebook and scales
+               ints(top 11) type of each dense tensor (``floats.DTYPES``); ints(top 7) type of each codebook's or vector's codes
+               ints(top 255) bits of each uniform tensor, stages of vectors; ints values of each codebook and scales
     codebooks= floats, all one after the other; scales likewise
     dense    = a pool for each tensor of more than 4096 elements, and one for each type and last part of the name
                of the rest; in the order of their first tensor; values one after the other (``array``)
@@ -32,6 +34,10 @@ weights; where there is a single weight nothing is read. ``number``, ``ints`` an
     uniform  = number t (largest magnitude); if t > 0: mask of the codes that are not 0, grouped(top t - 1) magnitudes
                less one, ints(top 1) signs (1 is negative)
     generated= choice(32) place in ``generated.GENERATORS``, number b, number seed, floats: as many as its ``count`` says
+    vectors  = (version 2; bits: the stages) kept, number d - 1, choice(2) shared codebook, ints(top k - 1) codes of each stage;
+               its codebooks (stages, blocks or 1, k, d) stand among the others
+    hashed   = (version 2) kept, number seed, number K - 1, floats; places by ``tensors.hashed_places``
+    kept     = choice(2): 1: mask
 
     ints     = nothing if there are no values or top is 0; otherwise choice(4):
                0: number, the value of all
@@ -51,6 +57,7 @@ weights; where there is a single weight nothing is read. ``number``, ``ints`` an
                1 neighbours: classes, choice(48) lag - 2, Flags for (cell, 0 to 2 neighbours set), then the columns from
                  the left, rows from the top; neighbours are 1 and lag columns before
                2 gaps: number of places set, ints their differences less one
+               With Huffman codes: 0 a bit for each place, 1 gaps from column to column, 2 gaps; split is then 0
     classes  = choice(17) row classes less one, ints(top classes - 1); the same for columns
     grouped  = plain ints, unless the mask has cells, more than one: choice(4) q, then ints for each of 2^q groups
                (``Grid.groups``)
@@ -76,7 +83,7 @@ from .container import element_limit, elements, entry_of, frame, read_header, un
 from .entries import Entry
 from .floats import read_array, read_floats, write_array, write_floats
 from .memory import CodingMemory
-from .stream import PARTS, Reader, Writer
+from .stream import CODERS, PARTS, Coder, Reader, Writer
 from .tensors import DenseTensor, StoredTensor
 
 _NOTHING = np.zeros(0, np.float32)
@@ -101,7 +108,10 @@ class PressFile:
 
 
 def encode(
-    tensors: Mapping[str, StoredTensor], metadata: Mapping[str, Any], memory: CodingMemory | None = None
+    tensors: Mapping[str, StoredTensor],
+    metadata: Mapping[str, Any],
+    memory: CodingMemory | None = None,
+    coder: Coder = "ans",
 ) -> bytes:
     """Write tensors and metadata (JSON) in as few bytes as we can; the same input gives the same bytes.
 
@@ -109,6 +119,8 @@ def encode(
     ----------
     memory
         Where networks that share layers are written one after another: what keeps the tensors' symbols.
+    coder
+        ``ans`` for the fewest bytes, ``huffman`` for codes of whole bits; the file says which.
 
     Raises
     ------
@@ -116,8 +128,10 @@ def encode(
         Where a tensor does not keep what its form promises, the metadata are no JSON, or a nearly constant model has more
         elements than a file of its size may declare (2^22 and 2048 a byte).
     """
+    if coder not in CODERS:
+        raise ModelError(f"expected the coder {' or '.join(CODERS)}, got {coder!r}")
     entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
-    writer = Writer()
+    writer = Writer(coder)
     write_header(writer, entries, metadata)
     stored = list(tensors.values())
     for table in kinds.TABLES:
@@ -130,7 +144,7 @@ def encode(
             memory.write(writer, entry, tensor)
         elif entry.count:
             kinds.write_tensor(writer, entry, tensor)
-    data = frame(writer.bytes(), kinds.version_of(entries))
+    data = frame(writer.bytes(), kinds.version_of(entries), coder)
     if elements(entries) > element_limit(len(data)):
         raise ModelError(
             f"{elements(entries)} elements in {len(data)} bytes: a file may declare {element_limit(len(data))}"
@@ -183,8 +197,8 @@ def _pools(entries: list[Entry]) -> list[list[Entry]]:
 
 def _read(data: bytes) -> tuple[PressFile, dict[str, int]]:
     """What the file holds, and the bits of each part."""
-    body, version = unframe(data)
-    reader = Reader(body)
+    body, version, coder = unframe(data)
+    reader = Reader(body, coder)
     entries, metadata = read_header(reader, len(data), version)
     tables: dict[str, np.ndarray] = {}
     with reader.part("codebooks"):

@@ -126,7 +126,89 @@ class GeneratedTensor:
         return np.asarray(weight, np.float32)
 
 
-StoredTensor = DenseTensor | SparseTensor | CodebookTensor | UniformTensor | GeneratedTensor
+@dataclass(frozen=True, eq=False)
+class VectorTensor:
+    """Sub-vectors of rows as sums of codewords (1412.6115): product quantization in one stage, residual in several.
+
+    Parameters
+    ----------
+    mask
+        bool, the tensor's shape: weights that are not zero; ``None``: every weight is kept.
+    codes
+        (stages, rows, blocks) integer: rows of the tensor as a matrix (shape[0], rest), cut in ``blocks`` sub-vectors of d
+        values, the last one filled up.
+    codebooks
+        (stages, parts, k, d) float32; ``parts`` is the number of blocks, or 1 where they share a codebook.
+    shape
+        Of the tensor.
+    """
+
+    mask: np.ndarray | None
+    codes: np.ndarray
+    codebooks: np.ndarray
+    shape: tuple[int, ...]
+
+    def decode(self) -> np.ndarray:
+        rows, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
+        parts = np.arange(self.codes.shape[2]) % self.codebooks.shape[1]
+        total = np.zeros((*self.codes.shape[1:], self.codebooks.shape[3]), np.float32)
+        for codes, codebooks in zip(self.codes, self.codebooks):
+            total += codebooks[parts, codes]
+        weight = np.ascontiguousarray(total.reshape(rows, -1)[:, :columns]).reshape(self.shape)
+        return weight if self.mask is None else np.where(self.mask, weight, np.float32(0))
+
+
+@dataclass(frozen=True, eq=False)
+class HashedTensor:
+    """Each place takes one of a few values with a sign, both by a hash of its number (1504.04788, eq. 3 and 7).
+
+    Parameters
+    ----------
+    mask
+        bool, the tensor's shape: weights that are not zero; ``None``: every weight is kept.
+    values
+        (K,) float32.
+    seed
+        Of the hash, in [0, 2^31 - 1).
+    shape
+        Of the tensor.
+    """
+
+    mask: np.ndarray | None
+    values: np.ndarray
+    seed: int
+    shape: tuple[int, ...]
+
+    def decode(self) -> np.ndarray:
+        codes, signs = hashed_places(self.shape, len(self.values), self.seed)
+        weight = self.values[codes] * signs
+        return weight if self.mask is None else np.where(self.mask, weight, np.float32(0))
+
+
+def hashed_places(shape: tuple[int, ...], size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of ``size`` values each place takes, and with which sign; the same on every machine.
+
+    The finalizer of splitmix64 (Steele 2014) turns (seed, place) into 64 bits: the highest is the sign, the lowest 32, scaled
+    to the number of values, the value.
+
+    Returns
+    -------
+    tuple
+        (shape) int64 in ``[0, size)``, and (shape) float32 of 1 and -1.
+    """
+    place = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64)
+    x = (place + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + (np.uint64(seed) << np.uint64(32))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    codes = ((x & np.uint64(0xFFFFFFFF)) * np.uint64(size)) >> np.uint64(32)
+    signs = np.where(x >> np.uint64(63), np.float32(-1), np.float32(1))
+    return codes.astype(np.int64).reshape(shape), signs.reshape(shape)
+
+
+StoredTensor = (
+    DenseTensor | SparseTensor | CodebookTensor | UniformTensor | GeneratedTensor | VectorTensor | HashedTensor
+)
 
 
 def uniform_type(bits: int) -> np.dtype:

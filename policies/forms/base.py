@@ -58,6 +58,7 @@ def set_form(module: nn.Module, form: nn.Module) -> None:
     """Give the module's weight a form, in place of the one it has; the effective weight is the starting point."""
     drop_form(module)
     parametrize.register_parametrization(module, "weight", form, unsafe=True)
+    cast(Any, module.parametrizations).train(module.training)
 
 
 def drop_form(module: nn.Module) -> None:

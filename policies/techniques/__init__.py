@@ -17,14 +17,18 @@ from .drop_branch import DropBranch
 from .drop_dead import DropDead
 from .fastfood import Fastfood
 from .fixed_point import FixedPoint
+from .hash_weights import HashWeights
 from .merge_neurons import MergeNeurons
+from .product_quantize import ProductQuantize
 from .prune_channels import PruneChannels
 from .prune_magnitude import PruneMagnitude
 from .prune_nm import PruneNM
 from .prune_obd import PruneOBD
 from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
+from .residual_quantize import ResidualQuantize
 from .share_kmeans import ShareKMeans
+from .share_soft import ShareSoft
 from .svd_channel import SVDChannel
 from .svd_linear import SVDLinear
 from .svd_spatial import SVDSpatial
@@ -44,14 +48,18 @@ TECHNIQUES: dict[
     "drop_dead": DropDead,
     "fastfood": Fastfood,
     "fixed_point": FixedPoint,
+    "hash_weights": HashWeights,
     "merge_neurons": MergeNeurons,
+    "product_quantize": ProductQuantize,
     "prune_channels": PruneChannels,
     "prune_magnitude": PruneMagnitude,
     "prune_nm": PruneNM,
     "prune_obd": PruneOBD,
     "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
+    "residual_quantize": ResidualQuantize,
     "share": ShareKMeans,
+    "share_soft": ShareSoft,
     "svd": SVDLinear,
     "svd_channel": SVDChannel,
     "svd_spatial": SVDSpatial,

@@ -79,7 +79,8 @@ class LayerCost:
     macs
         Multiply-accumulates for one picture, as the exported network computes them.
     weight_bits
-        Bits of the kept weights in the technique's own form, positions of zeros and codebooks left out.
+        Bits of the kept weights in the technique's own form, positions of zeros and codebooks of single values left out;
+        codebooks of vectors, which are large, are counted.
     """
 
     macs: int

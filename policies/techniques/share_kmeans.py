@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import forms
 from ..errors import PolicyError
 from ..second_order import round_with_feedback
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
+from .base import ADDED_LATER, About, Calibration, LayerCost, LayerInfo, Phase
+from .clustering import Initial, entropy_constrained_1d, kmeans_1d
+from .fisher import weight_fisher
 from .hessians import Rounding, hessian_reason, layer_hessians, require_rounding
 
-MAX_SWEEPS = 1000
+Weighting = Literal["none", "fisher"]
+
+LEAST_FISHER = 1e-3
+"""Share of the mean that every weight's importance is raised by: some never saw a gradient, and must not become anything."""
 
 
 @dataclass(frozen=True)
 class ShareKMeans:
-    """Weights take one of k shared values: k-means from linear initial centroids (Han 2016, 1510.00149, section 3).
+    """Weights take one of k shared values, found by k-means (Han 2016, 1510.00149, section 3).
 
     Each weight tensor has its own codebook; weights that were pruned stay zero and take no part.
 
@@ -32,17 +36,27 @@ class ShareKMeans:
     rounding
         ``nearest``: every weight takes its nearest shared value; ``second_order``: the error of each is made up for by
         those that follow, by the layer's Hessian on calibration inputs (GPTQ, 2210.17323).
+    initial
+        Where centroids start: ``linear`` (evenly between the least and the greatest weight), ``density`` (at even steps of
+        the distribution function) or ``random`` (at weights drawn with a fixed seed); 1510.00149, section 3.2.
+    weighting
+        ``fisher``: k-means on ``sum h_ii (w_i - c_j)^2`` with the diagonal empirical Fisher information for ``h_ii``
+        (Choi 2017, 1612.01543, eq. 8).
+    entropy
+        Above 0, what a bit of the codes' ideal length costs, in units of the (weighted) mean square of the weights about
+        their mean: ``h_i (w_i - c_j)^2 - entropy * scale * log2 p_j`` is minimized (entropy-constrained scalar quantization,
+        1612.01543, section 5.2); 0.003 to 0.1 are sensible, and fewer than ``clusters`` values may remain.
     """
 
     clusters: int
     rounding: Rounding = "nearest"
+    initial: Initial = field(default="linear", metadata=ADDED_LATER)
+    weighting: Weighting = field(default="none", metadata=ADDED_LATER)
+    entropy: float = field(default=0.0, metadata=ADDED_LATER)
 
     name: ClassVar[str] = "share"
     about: ClassVar[About] = About(
-        (
-            "Q9",
-            "Q10",
-        ),
+        ("Q9", "Q10", "Q11"),
         "weights share k values",
         "convolutions and linear layers",
         ("stored bytes",),
@@ -57,8 +71,17 @@ class ShareKMeans:
         if not isinstance(self.clusters, int) or not 2 <= self.clusters <= 256:
             raise PolicyError(f"{self.name}: expected clusters as a whole number from 2 to 256, got {self.clusters!r}")
         require_rounding(self.name, self.rounding)
-        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
-        object.__setattr__(self, "needs_calibration", self.second_order)
+        for what, kinds in (("initial", Initial), ("weighting", Weighting)):
+            if getattr(self, what) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise PolicyError(f"{self.name}: expected {what} as one of {known}, got {getattr(self, what)!r}")
+        if not 0 <= self.entropy < math.inf:
+            raise PolicyError(f"{self.name}: expected entropy of at least 0 (0 is off), got {self.entropy!r}")
+        if self.entropy and self.second_order:
+            raise PolicyError(f"{self.name}: second_order rounding takes no account of entropy; leave one of them out")
+        # The need depends on hyper-parameters: the instance's answer stands before the class's.
+        object.__setattr__(self, "needs_gradients", self.weighting == "fisher")
+        object.__setattr__(self, "needs_calibration", self.second_order or self.needs_gradients)
 
     @property
     def second_order(self) -> bool:
@@ -78,17 +101,26 @@ class ShareKMeans:
         hessians: list[Tensor] | list[None] = [None] * len(layers)
         if self.second_order:
             hessians = layer_hessians(self.name, module, layers, calibration)
-        for layer, hessian in zip(layers, hessians):
-            forms.set_form(layer, self._form(layer, hessian))
+        fishers = weight_fisher(module, layers, calibration) if self.needs_gradients else [None] * len(layers)
+        for layer, hessian, fisher in zip(layers, hessians, fishers):
+            forms.set_form(layer, self._form(layer, hessian, fisher))
         return module
 
     def cost(self, layer: LayerInfo) -> LayerCost:
         return LayerCost(layer.macs, math.log2(self.clusters) * layer.weights)
 
-    def _form(self, layer: nn.Module, hessian: Tensor | None) -> forms.SharedWeight:
+    def _form(self, layer: nn.Module, hessian: Tensor | None, fisher: Tensor | None) -> forms.SharedWeight:
         weight, mask = cast(Tensor, layer.weight).detach(), forms.mask_of(layer)
         kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
-        centroids, found = kmeans_1d(weight[kept].cpu().numpy(), self.clusters)
+        flat = weight[kept].cpu().numpy()
+        importance = None
+        if fisher is not None:
+            some = fisher[kept].double()
+            importance = (some + LEAST_FISHER * some.mean()).cpu().numpy()
+        if self.entropy:
+            centroids, found = entropy_constrained_1d(flat, self.clusters, self.entropy, self.initial, importance)
+        else:
+            centroids, found = kmeans_1d(flat, self.clusters, self.initial, importance)
         values = torch.from_numpy(centroids)
         codes = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
         if hessian is None:
@@ -102,71 +134,3 @@ class ShareKMeans:
 def _nearest(values: Tensor, centroids: Tensor) -> Tensor:
     """Index (N,) of the nearest of the ascending centroids (k,)."""
     return torch.bucketize(values, (centroids[1:] + centroids[:-1]) / 2)
-
-
-def kmeans_1d(values: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
-    """k-means in one dimension, from centroids that are evenly spaced between the least and the greatest value.
-
-    Parameters
-    ----------
-    values
-        (N,) float32.
-    clusters
-        k, at most; fewer distinct values are their own centroids, and no value at all gives the one centroid 0.
-
-    Returns
-    -------
-    tuple
-        Centroids (k,), ascending, and the index of the nearest one for each value (N,) int64.
-    """
-    ordered = np.sort(values).astype(np.float64)
-    centroids = ordered[np.diff(ordered, prepend=-np.inf) > 0]
-    if len(centroids) > clusters:
-        centroids = _lloyd(ordered, np.linspace(ordered[0], ordered[-1], clusters))
-    elif len(centroids) == 0:
-        centroids = np.zeros(1)
-    return centroids, np.searchsorted(_borders(centroids), values.astype(np.float64), side="right")
-
-
-class _Runs:
-    """Clusters of sorted values (N,) as runs between edges (k + 1,): prefix sums give means and losses in O(k)."""
-
-    def __init__(self, ordered: np.ndarray) -> None:
-        self.ordered = ordered
-        self._sums = np.concatenate(([0.0], np.cumsum(ordered)))
-        self._squares = np.concatenate(([0.0], np.cumsum(ordered**2)))
-
-    def nearest(self, centroids: np.ndarray) -> np.ndarray:
-        """Edges of the runs of values that are nearest to each centroid; a run may be empty."""
-        inner = np.searchsorted(self.ordered, _borders(centroids))
-        return np.concatenate(([0], inner, [len(self.ordered)]))
-
-    def means(self, edges: np.ndarray) -> np.ndarray:
-        return np.diff(self._sums[edges]) / np.diff(edges)
-
-    def filled(self, edges: np.ndarray) -> np.ndarray:
-        """As many runs, none empty: in place of each empty one, the run of largest squared error is cut at its mean."""
-        clusters, edges = len(edges) - 1, np.unique(edges)
-        while len(edges) <= clusters:
-            counts, means = np.diff(edges), self.means(edges)
-            losses = np.where(counts > 1, np.diff(self._squares[edges]) - counts * means**2, -np.inf)
-            worst = int(np.argmax(losses))
-            cut = np.searchsorted(self.ordered, means[worst])
-            edges = np.insert(edges, worst + 1, np.clip(cut, edges[worst] + 1, edges[worst + 1] - 1))
-        return edges
-
-
-def _lloyd(ordered: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Lloyd's sweeps over sorted values (N,) until no value changes its cluster."""
-    runs = _Runs(ordered)
-    edges = np.empty(0, np.int64)
-    for _ in range(MAX_SWEEPS):
-        moved = runs.filled(runs.nearest(centroids))
-        if np.array_equal(moved, edges):
-            break
-        edges, centroids = moved, runs.means(moved)
-    return centroids
-
-
-def _borders(centroids: np.ndarray) -> np.ndarray:
-    return (centroids[1:] + centroids[:-1]) / 2

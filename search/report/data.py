@@ -52,6 +52,8 @@ class ReportData:
         Units that could not be compressed in any way that was asked for, with the reason.
     unreachable
         What the bank said about budgets that none of its policies keeps; empty otherwise.
+    stored_parts
+        Bytes of the stored file by what they hold, for each entry of the front by its id whose file is there.
     """
 
     run: str
@@ -68,6 +70,7 @@ class ReportData:
     seconds_total: float
     left_dense: Mapping[str, str] = field(default_factory=dict)
     unreachable: str = ""
+    stored_parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def number(metrics: Record | None, name: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,27 @@ class LayerRow:
     channels: Bar | None
 
 
+def _index_bits(given: Mapping[str, Any]) -> float:
+    """Of a weight, or of its part of a sub-vector, in all stages; defaults are those of the techniques' constructors."""
+    vectors = given.get("stages", 1) / given.get("dimension", 4)
+    return math.log2(max(2, given["clusters"])) * vectors
+
+
+_CODED: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
+    "share": ("{clusters} values", lambda given: math.log2(max(2, given["clusters"]))),
+    "share_soft": ("0 and {clusters} values", lambda given: math.log2(given["clusters"] + 1)),
+    "product_quantize": ("{clusters} codewords", _index_bits),
+    "residual_quantize": ("{clusters} codewords", _index_bits),
+    "hash_weights": ("hashed values", lambda given: FLOAT_BITS * float(given["share"])),
+}
+"""Bits of a weight's index, codebooks left out; of hashed weights the values' own."""
+
+
+def code_bits(technique: str, given: Mapping[str, Any]) -> float | None:
+    """Bits of a weight's index before entropy coding, or ``None`` for a technique that shares no values."""
+    return _CODED[technique][1](given) if technique in _CODED else None
+
+
 def layer_rows(data: ReportData, policy: Mapping[str, Any]) -> list[LayerRow]:
     """A row for each layer of the network, in its order, and for layers that only the policy names."""
     total = max(1, sum(int(layer["weights"]) for layer in data.layers))
@@ -58,7 +79,7 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
         sparsity=_sparsity(
             next((done[name] for name in _PRUNERS if name in done), None) or _in_groups(done.get("prune_nm"))
         ),
-        bits=_binary(done) or _bits(done.get("quantize") or done.get("fixed_point"), done.get("share")),
+        bits=_binary(done) or _bits(done),
         rank=_rank(done, shape),
         channels=_channels(done.get("prune_channels") or done.get("merge_neurons"), shape),
     )
@@ -79,15 +100,16 @@ def _binary(done: Mapping[str, Mapping[str, Any]]) -> Bar | None:
     return Bar(f"1 bit{inputs}", 1 / WIDEST_CODE)
 
 
-def _bits(quantize: Mapping[str, Any] | None, share: Mapping[str, Any] | None) -> Bar:
-    if quantize is not None:
+def _bits(done: Mapping[str, Mapping[str, Any]]) -> Bar:
+    if (quantize := done.get("quantize") or done.get("fixed_point")) is not None:
         inputs = ", int8 inputs" if quantize.get("activations") == "int8" else ""
         # The default of the technique's own constructor.
         bits = quantize.get("bits", 8)
         return Bar(f"{bits} bit{inputs}", min(1.0, bits / WIDEST_CODE))
-    if share is not None:
-        bits = math.log2(max(2, share["clusters"]))
-        return Bar(f"{share['clusters']} values ({bits:.3g} bit)", min(1.0, bits / WIDEST_CODE))
+    for name, (label, bits_of) in _CODED.items():
+        if (given := done.get(name)) is not None:
+            bits = bits_of(given)
+            return Bar(f"{label.format(**given)} ({bits:.3g} bit)", min(1.0, bits / WIDEST_CODE))
     return Bar(f"{FLOAT_BITS} bit float", 1.0, False)
 
 

@@ -12,6 +12,7 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ...policies.coding.stream import PARTS
 from . import facts
 from .data import ReportData, chosen
 from .figures import front_figures, front_series
@@ -39,6 +40,7 @@ def render(data: ReportData) -> str:
         rows=facts.table_rows(data),
         dense=[facts.cell(data, {"latency_ratio": 1.0, **data.baseline}, metric) for metric in facts.COLUMNS],
         columns=[(metric, metric_title(metric, data.quality)) for metric in facts.COLUMNS],
+        part_names=PARTS,
         layers=[(entry, layer_rows(data, entry["policy"])) for entry in data.front],
         reference=[(metric_title(m, data.quality), value_text(m, value)) for m, value in reference_point(data).items()],
         failures=facts.failures(data),

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ...spaces.layerwise import precision_step
+from ...spaces.precision import precision_step
 from .data import Record
+from .layers import code_bits
 
 KNOBS = ("sparsity", "precision", "rank", "channels", "blocks")
 NEUTRAL: Mapping[str, str | float] = {
@@ -190,12 +191,13 @@ def precision(option: str) -> tuple[str, float, int]:
     if step is None:
         return "float32", FLOAT_BITS, 0
     given = dict(step.parameters)
-    if step.technique == "share":
-        return "shared values", math.log2(int(str(given["clusters"]))), 2
     if step.technique == "binarize":
         return "binary", 1.0, 5
     if step.technique in _DIAGONALS:
         return "few parameters", FLOAT_BITS * _DIAGONALS[step.technique] / int(str(given.get("block", _WIDTH))), 4
+    shared = code_bits(step.technique, given)
+    if shared is not None:
+        return "shared values", shared, 2
     bits = int(str(given["bits"]))
     if step.technique == "fixed_point":
         return "fixed point", bits, 4

@@ -215,3 +215,25 @@ def test_a_worker_does_the_job_at_the_rung_it_names(bench):
     assert counted(worker(job)["metrics"]) == counted(CandidateEvaluator(bench).screen(POLICY)["metrics"])
     result = worker(replace(job, fidelity="recover", payload={"seed": 5}))
     assert set(result["artefacts"]) == {"model.onnx", "model.press"}
+
+
+def test_stored_bytes_are_those_of_the_coder_that_was_asked_for(bench):
+    policy = Policy({"conv2": (Step.of("prune_magnitude", sparsity=0.8), Step.of("share", clusters=16))})
+    huffman = CandidateEvaluator(replace(bench, settings=replace(bench.settings, coder="huffman")))
+    files = [evaluator.build(policy, Stopwatch()).press for evaluator in (CandidateEvaluator(bench), huffman)]
+    assert len(files[0]) < len(files[1])
+    assert huffman.screen(policy)["metrics"]["stored_bytes"] == len(files[1])
+    one, other = (decode(data).tensors["conv2.weight"].decode() for data in files)
+    assert one.tobytes() == other.tobytes()
+
+
+def test_soft_sharing_trains_in_recovery_and_ships_what_it_was_drawn_to(bench):
+    policy = Policy({"conv2": (Step.of("share_soft", clusters=7, zero=0.5, strength=1e-4),)})
+    evaluator = CandidateEvaluator(bench)
+    start = evaluator.build(policy, Stopwatch())
+    tuned = evaluator._tuned(policy, 1, Stopwatch(), bench.settings.recovery, bench.data)
+    stored = [decode(candidate.press).tensors["conv2.weight"] for candidate in (start, tuned)]
+    assert not np.array_equal(stored[0].codebook, stored[1].codebook)
+    assert len(np.unique(stored[1].decode())) <= 8
+    shipped = tuned.compressed.model.get_submodule("conv2").weight.detach().numpy()
+    assert stored[1].decode().tobytes() == shipped.tobytes()

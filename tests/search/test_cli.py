@@ -245,7 +245,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
         ({"budgets": {"stored": "44 parsecs"}}, "unknown unit 'parsecs'; expected a size such as 44kB"),
         (
             {"space": {"precision": ["int8"]}},
-            "_connect_stochastic; got 'int8'",
+            "fastfood; got 'int8'",
         ),
         ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, channels or blocks two or more"),
         ({"space__skip": ["layer9*"]}, "space.skip: 'layer9*' matches no layer; the network has conv1, conv2"),

@@ -418,3 +418,27 @@ def test_layers_left_dense_and_budgets_out_of_reach_are_said_as_text(run: Report
 
 def test_every_technique_has_words_of_its_own() -> None:
     assert set(_STEPS) == set(TECHNIQUES)
+
+
+def test_the_stored_bytes_of_each_policy_are_split_and_sum_to_the_file(run: ReportData) -> None:
+    parts = {"weights": 3000, "indices": 1500, "codebooks": 240, "header": 260}
+    page = render(replace(run, stored_parts={str(run.front[0]["id"]): parts}))
+    assert "What the stored bytes hold" in page
+    cells = re.findall(r"<td>([\d,]+)</td>", page.split('<table class="parts">')[1].split("</table>")[0])
+    assert cells == ["3,000", "1,500", "240", "260", "5,000"]
+    assert "What the stored bytes hold" not in render(run)
+
+
+@pytest.mark.parametrize(
+    ("step", "label"),
+    [
+        ({"share_soft": {"clusters": 15}}, "0 and 15 values (4 bit)"),
+        ({"product_quantize": {"clusters": 256, "dimension": 4}}, "256 codewords (2 bit)"),
+        ({"residual_quantize": {"clusters": 16, "dimension": 8, "stages": 2}}, "16 codewords (1 bit)"),
+        ({"hash_weights": {"share": 0.125}}, "hashed values (4 bit)"),
+    ],
+)
+def test_shared_codes_show_their_bits_a_weight(run: ReportData, step: dict[str, Any], label: str) -> None:
+    name = str(run.layers[0]["name"])
+    rows = {row.name: row for row in layer_rows(run, {"layers": {name: [step]}})}
+    assert rows[name].bits.label == label

@@ -18,7 +18,8 @@ from paretopress.policies.techniques import build
 from paretopress.search.config import SpaceConfig, SpaceRule
 from paretopress.search.prepare import make_space
 from paretopress.spaces.groups import group_steps
-from paretopress.spaces.layerwise import LayerwiseSpace, Menu, factor_step, make_units, precision_step
+from paretopress.spaces.layerwise import LayerwiseSpace, Menu, factor_step, make_units
+from paretopress.spaces.precision import precision_step
 from paretopress.tests.contracts.space import CONTRACT, Case, FixedTrial
 
 torch.set_num_threads(1)
@@ -200,7 +201,7 @@ def test_patterns_that_match_nothing_are_refused(tie, skip, message):
         ({"rank": ()}, "space.rank: a menu needs"),
         ({"channels": ()}, "space.channels: a menu needs"),
         *(
-            ({"precision": ("float32", text)}, "space.precision: expected float32; wB or wBa8")
+            ({"precision": ("float32", text)}, "space.precision: ")
             for text in (
                 "w1",
                 "w9",
@@ -216,6 +217,14 @@ def test_patterns_that_match_nothing_are_refused(tie, skip, message):
                 " w8",
                 "W8",
                 "k١٦",
+                "pq0x4",
+                "pq4",
+                "rq4x4x9",
+                "rq4x4x0",
+                "hash1",
+                "hash0",
+                "soft1",
+                "k2000",
             )
         ),
         *(
@@ -320,6 +329,12 @@ def test_factors_hold_about_the_share_of_the_weights_that_was_asked(layer, facto
         ("toeplitz16", [Step.of("toeplitz", block=16)]),
         ("fastfood", [Step.of("fastfood", seed=1)]),
         ("k256", [Step.of("share", clusters=256, rounding="nearest")]),
+        ("k16f", [Step.of("share", clusters=16, rounding="nearest", weighting="fisher")]),
+        ("soft16", [Step.of("share_soft", clusters=16, zero=0.9, strength=1e-6)]),
+        ("pq4x8", [Step.of("product_quantize", clusters=16, dimension=8, codebooks="each")]),
+        ("pq8x4s", [Step.of("product_quantize", clusters=256, dimension=4, codebooks="shared")]),
+        ("rq4x8x2", [Step.of("residual_quantize", clusters=16, dimension=8, stages=2, codebooks="shared")]),
+        ("hash8", [Step.of("hash_weights", share=0.125, seed=0)]),
     ],
 )
 def test_precisions_name_their_technique(text, steps):

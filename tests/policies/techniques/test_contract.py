@@ -14,12 +14,16 @@ from paretopress.policies.techniques.circulant import Circulant
 from paretopress.policies.techniques.cp import CP
 from paretopress.policies.techniques.fastfood import Fastfood
 from paretopress.policies.techniques.fixed_point import FixedPoint
+from paretopress.policies.techniques.hash_weights import HashWeights
+from paretopress.policies.techniques.product_quantize import ProductQuantize
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.prune_nm import PruneNM
 from paretopress.policies.techniques.prune_obd import PruneOBD
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
+from paretopress.policies.techniques.residual_quantize import ResidualQuantize
 from paretopress.policies.techniques.share_kmeans import ShareKMeans
+from paretopress.policies.techniques.share_soft import ShareSoft
 from paretopress.policies.techniques.svd_channel import SVDChannel
 from paretopress.policies.techniques.svd_linear import SVDLinear
 from paretopress.policies.techniques.svd_spatial import SVDSpatial
@@ -92,6 +96,15 @@ SECOND_ORDER = (
     QuantizeUniform(8, "int8", "second_order"),
     ShareKMeans(5, "second_order"),
 )
+CODEBOOKS = (
+    ShareKMeans(5, initial="density"),
+    ShareKMeans(5, weighting="fisher"),
+    ProductQuantize(3, 5),
+    ProductQuantize(6, 2, "shared"),
+    ResidualQuantize(4, 3, 5),
+    HashWeights(0.125, seed=3),
+)
+SOFT = ShareSoft(5, strength=0.01)
 SPLITS = (
     SVDSpatial(7),
     SVDChannel(6),
@@ -116,6 +129,10 @@ PLAIN |= {
 }
 PLAIN |= {f"{XNOR}-{name}": Case(XNOR, *LAYERS[name]) for name in LAYERS if name not in ("dilated", "depthwise")}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
+
+
+PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "conv") for t in CODEBOOKS}
+PLAIN |= {f"{t}-depthwise": Case(t, *DEPTHWISE) for t in (CODEBOOKS[0], CODEBOOKS[5])}
 
 
 def after(first, layer):
@@ -143,7 +160,11 @@ FACTORIZED |= {
     )
 }
 FACTORIZED |= {f"{t} after {SVDLinear(6)}": Case(t, *after(SVDLinear(6), LINEAR)) for t in (*BINARY, FIXED[2], XNOR)}
-CASES = PLAIN | PRUNED | FACTORIZED
+PRUNED |= {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*CODEBOOKS, SOFT)}
+FACTORIZED |= {f"{t} after {SVDSpatial(7)}": Case(t, *after(SVDSpatial(7), CONV)) for t in (*CODEBOOKS[2:], SOFT)}
+# How many weights a mixture draws to zero is not known before.
+UNKNOWN = {f"{SOFT}-{name}": Case(SOFT, *LAYERS[name]) for name in ("linear", "conv")}
+CASES = PLAIN | PRUNED | FACTORIZED | UNKNOWN
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
@@ -170,6 +191,7 @@ def test_cost_is_that_of_the_real_modules(case):
         (PruneOBS(0.0), CONV),
         (PruneOBS(0.001), LINEAR),
         (PruneOBD(0.001), LINEAR),
+        (HashWeights(0.9999), LINEAR),
         (SVDLinear(20), LINEAR),
         (SVDSpatial(36), CONV),
         (Tucker2(12, 16), CONV),
@@ -188,6 +210,8 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
 @pytest.mark.parametrize(
     ("technique", "layer", "reason"),
     [
+        (ProductQuantize(8, 3), DEPTHWISE, "codes with the codebooks take 74 float32 values"),
+        (ResidualQuantize(64, 4, 5), DEPTHWISE, "use fewer clusters"),
         (SVDLinear(4), CONV, "conv2d"),
         (SVDLinear(4), DEPTHWISE, "conv2d layer with a 3 x 3 kernel"),
         (SVDChannel(4), LINEAR, "linear"),
@@ -232,7 +256,7 @@ def test_a_convolution_that_pads_by_itself_is_refused(technique):
         technique.apply(PadsItself(3, 16, 3, stride=2), Calibration(torch.ones(1, 3, 32, 32)))
 
 
-REFUSING = [*ANY, *SECOND_ORDER, *BINARY, *FIXED, XNOR, SVDLinear(2), *SPLITS, *GENERATED, *GROUPS]
+REFUSING = [*ANY, *SECOND_ORDER, *BINARY, *FIXED, XNOR, *CODEBOOKS, SOFT, SVDLinear(2), *SPLITS, *GENERATED, *GROUPS]
 
 
 @pytest.mark.parametrize("technique", REFUSING, ids=str)
@@ -272,6 +296,22 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("prune_obd", sparsity=1.0), "prune_obd: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("prune_obs", sparsity=1.0), "prune_obs: expected 0 <= sparsity < 1, got 1.0"),
         (Step.of("share", clusters=4, rounding="up"), "share: expected rounding nearest or second_order, got 'up'"),
+        (
+            Step.of("share", clusters=4, initial="even"),
+            "expected initial as one of linear, density, random, got 'even'",
+        ),
+        (Step.of("share", clusters=4, weighting="hessian"), "expected weighting as one of none, fisher, got 'hessian'"),
+        (Step.of("share", clusters=4, entropy=-0.1), "expected entropy of at least 0 .0 is off., got -0.1"),
+        (Step.of("share", clusters=4, entropy=0.1, rounding="second_order"), "takes no account of entropy"),
+        (Step.of("share_soft", clusters=1), "clusters as a whole number from 2 to 256, got 1"),
+        (Step.of("share_soft", clusters=4, zero=1.0), "expected 0 < zero < 1, got 1.0"),
+        (Step.of("share_soft", clusters=4, strength=0.0), "expected a strength above 0, got 0.0"),
+        (Step.of("product_quantize", clusters=1), "clusters as a whole number from 2 to 65536, got 1"),
+        (Step.of("product_quantize", clusters=4, codebooks="one"), "expected codebooks each or shared, got 'one'"),
+        (Step.of("residual_quantize", clusters=4, stages=9), "stages as a whole number from 1 to 8, got 9"),
+        (Step.of("residual_quantize", clusters=4, dimension=0), "dimension as a whole number from 1 to 4096, got 0"),
+        (Step.of("hash_weights", share=1.0), "expected 0 < share < 1, got 1.0"),
+        (Step.of("hash_weights", share=0.5, seed=-1), "expected a seed from 0 to 2.31 - 2, got -1"),
         (Step.of("prune_magnitude", sparsity="most"), "sparsity is of type float, got 'most'"),
         (Step.of("prune_magnitude", sparsity=False), "sparsity is of type float, got False"),
         (Step.of("prune_magnitude", sparsity=1.0), "0 <= sparsity < 1, got 1.0"),
