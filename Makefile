@@ -3,12 +3,13 @@
 # make check  lint, format, types, import rules
 # make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime)
 # make bench-search  methods of search on frozen problems, 10 seeds: runs/bench-search.json and .html
+# make coverage  which compressions work on which real networks: runs/coverage.json and docs/coverage.md; finished cells are kept
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-search clean
+.PHONY: setup demo test check bench bench-kernels bench-search coverage clean
 
 setup: .venv/.ready
 
@@ -38,6 +39,9 @@ bench-kernels: setup
 
 bench-search: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.tabular --json runs/bench-search.json --html runs/bench-search.html
+
+coverage: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.coverage --json runs/coverage.json --page docs/coverage.md
 
 clean:
 	rm -rf .venv build dist *.egg-info
