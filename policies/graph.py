@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from .branches import Branch, find_branches
 from .coupling import ChannelGroup, drop_by_trace, find_groups
 from .errors import ModelError
-from .forms import weighted_modules
+from .forms import WEIGHTED, weighted_modules
 from .labelled_groups import labelled_groups
 from .labels import OUTPUTS
-from .slicing import cut_channels
+from .slicing import can_cut, cut_channels
 from .techniques.base import LayerInfo
 from .watching import watching
 
@@ -194,12 +194,11 @@ def _layer_info(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerInfo
 def _groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) -> tuple[ChannelGroup, ...]:
     """The groups as labels tell them; where the network does not run without some of these, autograd's record may know more.
 
-    Of parameters that are no layer's own, as a transformer's positions, only that record tells; it takes minutes for some
-    networks.
+    It alone tells of parameters that are no layer's own, as a transformer's positions; it takes minutes for some networks.
     """
     labelled = tuple(labelled_groups(model, example, layers))
     followed = _tried(model, example, labelled)
-    if followed == labelled:
+    if followed == labelled or not _has_loose_parameters(model):
         return followed
     try:
         recorded = _tried(model, example, tuple(find_groups(model, example, layers)))
@@ -207,6 +206,11 @@ def _groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) 
     except Exception:
         return followed
     return max((followed, recorded), key=lambda groups: sum(group.refusal is None for group in groups))
+
+
+def _has_loose_parameters(model: nn.Module) -> bool:
+    holders = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    return not all(isinstance(module, WEIGHTED) or can_cut(module) for module in holders)
 
 
 def _tried(model: nn.Module, example: Tensor, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...]:

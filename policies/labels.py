@@ -216,9 +216,11 @@ class _Follower(TorchDispatchMode):
             dims = args[2] if len(args) > 2 else kwargs.get("dim")
         every = list(range(labels.ndim))
         over = every if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
-        highest = labels.amax(over, keepdim=True)
-        # What is taken over different channels is none of them.
-        kept = torch.where(((labels == highest) | (labels == 0)).all(over, keepdim=True), highest, 0)
+        if (kept := self._uniform(labels, *over)) is None:
+            labels = self.found.settled(labels)
+            highest = labels.amax(over, keepdim=True)
+            # What is taken over different channels is none of them.
+            kept = torch.where(((labels == highest) | (labels == 0)).all(over, keepdim=True), highest, 0)
         for tensor in tree_leaves(out):
             self.labels[tensor] = kept.reshape(tensor.shape)
 

@@ -93,6 +93,21 @@ def gated(self: Net, x: Tensor) -> Tensor:
     return self.head(pooled(x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()))
 
 
+class Scale(nn.Module):
+    """A number for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+def padded(self: Net, x: Tensor) -> Tensor:
+    return self.head(pooled(self.b(nn.functional.pad(self.scale(self.a(x)), (0, 1, 0, 1)))))
+
+
 NETS = {
     "shuffled": (
         lambda: Net(
@@ -139,6 +154,10 @@ NETS = {
     "added in part": (
         lambda: Net(added_in_part, a=conv(3, 4), b=conv(3, 8), c=conv(8, 6), head=nn.Linear(6, 5)),
         {"a": {("a", "out"), ("b", "out"), ("c", "in")}, "c": {("c", "out"), ("head", "in")}},
+    ),
+    "scaled, padded on one side": (
+        lambda: Net(padded, a=conv(3, 8), scale=Scale(8), b=nn.Conv2d(8, 6, 3, stride=2), head=nn.Linear(6, 5)),
+        {"a": {("a", "out"), ("scale", "out"), ("b", "in")}, "b": {("b", "out"), ("head", "in")}},
     ),
     "squeezed and excited": (
         lambda: Net(
@@ -210,6 +229,21 @@ def test_what_is_not_followed_is_named_and_its_channels_alone_are_refused():
         "its channels are the network's outputs",
     ]
     assert {"a", "c"} <= set(free(ModelGraph.trace(net, picture())))
+
+
+def test_a_layer_norm_shrinks_with_the_channels_it_is_taken_over():
+    def run(self: Net, x: Tensor) -> Tensor:
+        x = self.a(x).permute(0, 2, 3, 1)
+        rows = torch.cat([x[:, :1], self.b(x)[:, 1:]], 1) + x
+        return self.head(self.norm(rows).mean((1, 2)))
+
+    net, x = Net(run, a=conv(3, 8), b=nn.Linear(8, 8), norm=nn.LayerNorm(8), head=nn.Linear(8, 5)), picture()
+    graph = ModelGraph.trace(net, x)
+    touched = {(slot.module, slot.axis) for slot in free(graph)["a"].slots}
+    assert touched == {("a", "out"), ("b", "in"), ("b", "out"), ("norm", "out"), ("head", "in")}
+    drop_channels(net, graph.groups, {"a": [1, 5]}, x)
+    assert net.norm.normalized_shape == (6,)
+    assert net(x).shape == (1, 5)
 
 
 def test_a_layer_over_positions_keeps_its_outputs_and_lets_channels_pass():

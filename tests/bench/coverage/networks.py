@@ -51,7 +51,6 @@ NETWORKS = (
     Network("timm:resnet26d", "residual, bottlenecks, deep stem", 64),
     Network("timm:ecaresnet26t", "residual with channel attention (ECA)", 64),
     Network("timm:resnext50_32x4d", "residual, grouped convolutions", 64),
-    Network("timm:vgg11_bn", "plain chain with a large head", 32, (("mlp_ratio", 0.125),)),
     Network("timm:mobilenetv1_100", "depthwise separable", 64),
     Network("timm:mobilenetv2_050", "inverted residuals", 64),
     Network("timm:mobilenetv3_small_050", "inverted residuals, squeeze and excite, hard swish", 64),
@@ -86,6 +85,7 @@ NETWORKS = (
     _sized("timm:deit_tiny_patch16_224", "vision transformer", 64),
     _sized("timm:swin_tiny_patch4_window7_224", "shifted windows", 56),
     _sized("timm:mixer_s32_224", "perceptrons over tokens and channels", 64),
+    Network("timm:vgg11_bn", "plain chain with a large head, which takes maps of 7 x 7", 224, (("mlp_ratio", 0.125),)),
 )
 
 
