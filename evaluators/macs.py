@@ -34,6 +34,7 @@ _WITHOUT_MACS = frozenset(
         "amax",
         "arange",
         "as_strided",
+        "as_strided_",
         "avg_pool2d",
         "batch_norm",
         "bernoulli_",

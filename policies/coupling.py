@@ -13,6 +13,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from .errors import CandidateError
+from .labels import OUTPUTS
 from .slicing import Axis, Slot, can_cut
 from .techniques.base import LayerInfo
 
@@ -78,6 +79,7 @@ def find_groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInf
     """
     order = {name: position for position, name in enumerate(layers)}
     graph = _dependency_graph(model, example)
+    graph.module2node = _Settled(graph.module2node)
     names = {module: name for name, module in model.named_modules()}
     with torch.no_grad():
         outputs = model(example)
@@ -100,6 +102,13 @@ def find_groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInf
             refusal = refusal or "a parameter of it stands in two layers"
         found.append(ChannelGroup(root, channels, members, refusal, slots))
     yield from sorted(found, key=lambda group: order[group.root])
+
+
+class _Settled(dict[nn.Module, Any]):
+    """The nodes of a graph that nothing is pruned from: what torch_pruning would work out for all anew with each group stands."""
+
+    def items(self) -> Any:
+        return {}.items()
 
 
 def _sharing_modules(model: nn.Module) -> set[nn.Module]:
@@ -168,7 +177,7 @@ def _refusal(members: Sequence[Coupled], last: str, layers: Mapping[str, LayerIn
     for member in members:
         info = layers[member.layer]
         if member.axis == "out" and member.layer == last:
-            return "its channels are the network's outputs"
+            return OUTPUTS
         if info.groups > 1 and info.weight_shape[1] != 1:
             return f"'{member.layer}' is a grouped convolution that is not depthwise"
         if member.axis == "out" and info.weight_shape[0] % member.factor:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from .branches import Branch, find_branches
 from .coupling import ChannelGroup, drop_by_trace, find_groups
 from .errors import ModelError
-from .forms import weighted_modules
-from .slicing import cut_channels
+from .forms import WEIGHTED, weighted_modules
+from .labelled_groups import labelled_groups
+from .labels import OUTPUTS
+from .slicing import can_cut, cut_channels
 from .techniques.base import LayerInfo
 from .watching import watching
 
@@ -59,7 +61,7 @@ class ModelGraph:
             )
         shape, branches = tuple(example.shape[1:]), find_branches(model, example)
         try:
-            groups = _tried(model, example, tuple(find_groups(model, example, layers)))
+            groups = _groups(model, example, layers)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return cls(layers, (), shape, reason, branches)
@@ -189,6 +191,28 @@ def _layer_info(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerInfo
     )
 
 
+def _groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) -> tuple[ChannelGroup, ...]:
+    """The groups as labels tell them; where the network does not run without some of these, autograd's record may know more.
+
+    It alone tells of parameters that are no layer's own, as a transformer's positions; it takes minutes for some networks.
+    """
+    labelled = tuple(labelled_groups(model, example, layers))
+    followed = _tried(model, example, labelled)
+    if followed == labelled or not _has_loose_parameters(model):
+        return followed
+    try:
+        recorded = _tried(model, example, tuple(find_groups(model, example, layers)))
+    # torch_pruning raises all kinds of errors on what it cannot follow.
+    except Exception:
+        return followed
+    return max((followed, recorded), key=lambda groups: sum(group.refusal is None for group in groups))
+
+
+def _has_loose_parameters(model: nn.Module) -> bool:
+    holders = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    return not all(isinstance(module, WEIGHTED) or can_cut(module) for module in holders)
+
+
 def _tried(model: nn.Module, example: Tensor, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...]:
     """The groups; refused are those that cannot in fact be dropped, as where a reshape has a channel count written in."""
     free = [group for group in groups if group.refusal is None and group.channels > 1]
@@ -213,7 +237,7 @@ def _trial(model: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) ->
     except Exception as error:
         return f"the network does not run without some of them ({next(iter(str(error).splitlines()), '')})"
     if before.shape != after.shape:
-        return "its channels are the network's outputs"
+        return OUTPUTS
     if any(list(cast(Tensor, module.weight).shape[:2]) != expected[name] for name, module in weighted_modules(trial)):
         return "it is coupled in a way that cannot be followed"
     return None

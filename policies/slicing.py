@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import CandidateError
@@ -18,6 +18,7 @@ Axis = Literal["out", "in"]
 PER_CHANNEL: dict[type[nn.Module], str] = {
     _BatchNorm: "num_features",
     nn.GroupNorm: "num_channels",
+    nn.LayerNorm: "normalized_shape",
     nn.PReLU: "num_parameters",
 }
 TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -49,11 +50,27 @@ class Slot:
 
 def can_cut(module: nn.Module) -> bool:
     """Whether channels can be cut out of the module here: its kind is known and it has no tensors of its own beside."""
+    if scaled_channels(module):
+        return True
     if not TENSORS.issuperset([*module._parameters, *module._buffers]):
+        return False
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
         return False
     if isinstance(module, nn.Conv2d):
         return "weight" in module._parameters and (module.groups == 1 or _is_depthwise(module))
     return "weight" in module._parameters and isinstance(module, (nn.Linear, *PER_CHANNEL))
+
+
+def scaled_channels(module: nn.Module) -> int:
+    """How many channels a module of an unknown kind has, where each of its tensors holds one number a channel; otherwise 0.
+
+    Such are the scales of residual branches and learned affine functions.
+    """
+    known = isinstance(module, (nn.Conv2d, nn.Linear, *PER_CHANNEL))
+    tensors = [] if known or any(True for _ in module.children()) else [*module.parameters(), *module.buffers()]
+    counts = {tensor.numel() for tensor in tensors}
+    alone = all(max(tensor.shape, default=0) == tensor.numel() for tensor in tensors)
+    return counts.pop() if len(counts) == 1 and alone and max(counts) > 1 else 0
 
 
 def cut_channels(model: nn.Module, slots: Mapping[str, Sequence[Slot]], dropped: Mapping[str, Sequence[int]]) -> None:
@@ -87,7 +104,10 @@ def cut_channels(model: nn.Module, slots: Mapping[str, Sequence[Slot]], dropped:
 
 def channel_count(module: nn.Module, axis: Axis) -> int:
     """How many channels the module has on this axis."""
-    return int(getattr(module, _count_name(module, axis)))
+    if count := scaled_channels(module):
+        return count
+    count = getattr(module, _count_name(module, axis))
+    return int(count[0] if isinstance(count, tuple) else count)
 
 
 def _count_name(module: nn.Module, axis: Axis) -> str:
@@ -105,14 +125,24 @@ def _is_depthwise(module: nn.Conv2d) -> bool:
 def cut(module: nn.Module, axis: Axis, places: Set[int]) -> None:
     """Cut channels out of one module that ``can_cut`` knows, in place."""
     kept = torch.tensor([i for i in range(channel_count(module, axis)) if i not in places])
+    if scaled_channels(module):
+        for name, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is not None:
+                _take(module, name, kept, value.shape.index(value.numel()))
+        return
     depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
-    names = ("weight",) if axis == "in" else tuple(TENSORS)
-    for name in names:
+    for name in ("weight",) if axis == "in" else tuple(TENSORS):
         value = getattr(module, name, None)
-        if value is None or not value.ndim:
-            continue
-        chosen = value.detach().index_select(int(axis == "in"), kept)
-        trained = isinstance(value, nn.Parameter)
-        setattr(module, name, nn.Parameter(chosen, requires_grad=value.requires_grad) if trained else chosen)
+        if value is not None and value.ndim:
+            _take(module, name, kept, int(axis == "in"))
     for attribute in ("in_channels", "out_channels", "groups") if depthwise else (_count_name(module, axis),):
-        setattr(module, attribute, len(kept))
+        is_tuple = isinstance(getattr(module, attribute), tuple)
+        setattr(module, attribute, (len(kept),) if is_tuple else len(kept))
+
+
+def _take(module: nn.Module, name: str, kept: Tensor, dim: int) -> None:
+    """Keep these places of a tensor of the module."""
+    value = getattr(module, name)
+    chosen = value.detach().index_select(dim, kept)
+    trained = isinstance(value, nn.Parameter)
+    setattr(module, name, nn.Parameter(chosen, requires_grad=value.requires_grad) if trained else chosen)

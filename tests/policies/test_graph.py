@@ -183,7 +183,7 @@ UNFIT = {
     "depthwise with a multiplier": (
         {"a": conv(3, 8), "b": conv(8, 16, groups=8), "c": nn.Linear(16, 5)},
         lambda self, x: self.c(pooled(self.b(self.a(x)))),
-        "does not run",
+        "grouped convolution that is not depthwise",
     ),
     "a size written into a view": (
         {"a": conv(3, 8), "c": nn.Linear(512, 5)},

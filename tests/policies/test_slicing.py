@@ -149,7 +149,19 @@ def test_only_known_kinds_without_tensors_of_their_own_are_cut():
             super().__init__(4, 8, 3)
             self.gain = nn.Parameter(torch.ones(8))
 
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain, self.shift = nn.Parameter(torch.ones(1, 8, 1, 1)), nn.Parameter(torch.ones(8))
+
     fit = [nn.Conv2d(4, 8, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 8), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)]
-    unfit = [Gained(), nn.Conv2d(4, 8, 3, groups=2), nn.LayerNorm(4), nn.ConvTranspose2d(4, 8, 3), nn.Embedding(4, 8)]
+    fit += [nn.LayerNorm(4), Scale()]
+    unfit = [
+        Gained(),
+        nn.Conv2d(4, 8, 3, groups=2),
+        nn.LayerNorm((4, 4)),
+        nn.ConvTranspose2d(4, 8, 3),
+        nn.Embedding(4, 8),
+    ]
     assert all(map(can_cut, fit))
     assert not any(map(can_cut, unfit))
