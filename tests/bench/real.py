@@ -4,8 +4,8 @@ python -m paretopress.tests.bench.real configs/cifar10_resnet20.yaml --minutes 2
 
 Each run searches a fresh directory with as many evaluations as fit. Hypervolume is that of the screened
 candidates (validation error linear, sizes and times as logarithms) below the same reference for all: the dense network's
-figures, or the budgets where they are tighter, and the largest error that recovery is trusted with. It is divided by that
-of the union of all runs.
+figures, and the largest error that recovery is trusted with. It is divided by that of the union of all runs. What every run
+measured is kept in a file, so that the curves of finished runs can be drawn again.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def run(config: Path, sampler: str, seed: int, minutes: float, overrides: Sequen
         api.open_session(loaded, Path(directory) / "run", Silence(), Given()) as session,
     ):
         allowed = session.baseline["validation_error_pct"] + loaded.search.screen_error
-        limits = {limit.metric: limit.bound for limit in session.validation_limits} | {"error_pct": allowed}
-        reference = {name: min(limits.get(name, np.inf), _dense(session, name)) for name in session.objectives}
-        reference["error_pct"] = allowed
+        reference = {name: float(session.baseline[name]) for name in session.objectives} | {"error_pct": allowed}
         with dispatching(session) as dispatcher:
             start = time.time()
             Screening(session, deadline_s=start + 60 * minutes)(dispatcher)
@@ -65,10 +63,6 @@ def run(config: Path, sampler: str, seed: int, minutes: float, overrides: Sequen
             "seconds": [row.finished_s - start for row in rows if row.finished_s is not None],
             "values": [[row.values[name] for name in session.objectives] for row in rows],
         }
-
-
-def _dense(session: Any, name: str) -> float:
-    return float(np.inf if name == "error_pct" else session.baseline[name])
 
 
 def volumes(found: dict[str, Any], times: np.ndarray) -> list[float]:
@@ -94,19 +88,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--raw", type=Path, default=Path("runs/bench-real.json"), help="what every run measured")
     given = parser.parse_args()
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in range(given.seeds):
         for sampler in given.samplers:
             runs.append(run(given.config, sampler, seed, given.minutes, given.overrides))
             print(f"seed {seed} {sampler}: {runs[-1]['screened']} screened", file=sys.stderr, flush=True)
-    times = np.linspace(0, 60 * given.minutes, POINTS + 1)[1:]
+            given.raw.parent.mkdir(parents=True, exist_ok=True)
+            given.raw.write_text(json.dumps({"minutes": given.minutes, "runs": runs}))
+    print(json.dumps(curves(runs, given.minutes), indent=1))
+
+
+def curves(runs: Sequence[dict[str, Any]], minutes: float) -> dict[str, Any]:
+    """Hypervolume of each run over time, as shares of that of all runs together."""
+    times = np.linspace(0, 60 * minutes, POINTS + 1)[1:]
     everything = {
         **runs[0],
         "values": list(itertools.chain.from_iterable(r["values"] for r in runs)),
         "seconds": list(itertools.chain.from_iterable(r["seconds"] for r in runs)),
     }
-    best = volumes(everything, np.array([np.inf]))[0]
+    best = volumes(everything, np.array([np.inf]))[0] or 1.0
     out = [
         {
             "sampler": r["sampler"],
@@ -116,7 +118,7 @@ def main() -> None:
         }
         for r in runs
     ]
-    print(json.dumps({"minutes": given.minutes, "times_s": times.round(1).tolist(), "runs": out}, indent=1))
+    return {"minutes": minutes, "times_s": times.round(1).tolist(), "runs": out}
 
 
 if __name__ == "__main__":
