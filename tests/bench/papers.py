@@ -36,7 +36,7 @@ class Published:
     what
         Method and network.
     error_pct
-        Test error.
+        Test error; ``None`` where the paper gives none on this data.
     times
         How many times less there is of ``counted``; ``None`` where the paper does not say.
     counted
@@ -46,7 +46,7 @@ class Published:
     """
 
     what: str
-    error_pct: float
+    error_pct: float | None
     times: float | None
     counted: str
     paper: str
@@ -58,6 +58,20 @@ PUBLISHED = {
     ),
     "deep_compression_lenet5": Published("Deep Compression, LeNet-5", 0.74, 39, "stored", "1510.00149, table 1"),
     "surgery_lenet300": Published("Dynamic Network Surgery, LeNet-300-100", 1.99, 56, "weights", "1608.04493, table 1"),
+    "hashed_lenet300": Published(
+        "Hashed weights at 1/8, LeNet-300-100 (published: 1,000 hidden neurons)", 1.45, 8, "stored", "1504.04788"
+    ),
+    "binaryconnect_lenet300": Published(
+        "BinaryConnect, LeNet-300-100 (published: three layers of 1,024)", 1.29, None, "stored", "1511.00363, table 2"
+    ),
+    "binaryconnect_stochastic_lenet300": Published(
+        "the same, stochastic (published: three layers of 1,024)", 1.18, None, "stored", "1511.00363, table 2"
+    ),
+    "merging_lenet300": Published("Neurons merged without data, LeNet-300-100", None, 6.7, "weights", "1507.06149"),
+    "product_lenet300": Published(
+        "Product quantization, LeNet-300-100, 1 bit a weight", None, None, "stored", "1412.6115"
+    ),
+    "residual_lenet300": Published("Residual quantization at equal bits", None, None, "stored", "1412.6115"),
     "surgery_lenet5": Published("Dynamic Network Surgery, LeNet-5", 0.91, 108, "weights", "1608.04493, table 1"),
 }
 
@@ -112,11 +126,12 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         if name not in rows:
             continue
         row = rows[name]
-        claimed = "" if published.times is None else f", {published.times:g}x"
+        claimed = "" if published.error_pct is None else f"{published.error_pct:.2f} %"
+        claimed += "" if published.times is None else f"{', ' if claimed else ''}{published.times:g}x"
         counted = "" if published.times is None else f", {times(published, row):.1f}x {published.counted}"
         training = " with the dense network's training" if row["trained_first"] else ""
         lines.append(
-            f"| {published.what} | {published.error_pct:.2f} %{claimed} | {row['error_pct']:.2f} %{counted} |"
+            f"| {published.what} | {claimed} | {row['error_pct']:.2f} %{counted} |"
             f" {row['stored_bytes']:,} B | {row['dense_error_pct']:.2f} % | {row['seconds']:.0f}{training} |"
             f" {published.paper} |"
         )
