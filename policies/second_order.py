@@ -71,7 +71,9 @@ def layer_hessian(module: nn.Module, inputs: Tensor) -> Tensor:
     hessian = torch.zeros(features, features, dtype=torch.float64)
     for chosen in positions.split(max(1, ROUNDED_VALUES // features)):
         x = windows[torch.unravel_index(chosen, places)].flatten(1).float()
-        hessian += (x.T @ x).double()
+        product = (x.T @ x).double()
+        # Not every processor's product of a matrix with itself is symmetric to the last bit.
+        hessian += (product + product.T) / 2
     if not hessian.isfinite().all():
         raise CandidateError("second order: expected finite calibration inputs, got nan or inf; check the network")
     return hessian / len(positions)

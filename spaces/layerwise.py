@@ -30,7 +30,8 @@ DROP, DROP_DEAD = Step.of("drop_branch"), Step.of("drop_dead")
 PROPOSAL = "proposal"
 AUTO_TIE_ABOVE = 16
 DROPPERS: dict[str, tuple[str, dict[str, str]]] = {
-    **{score: ("prune_channels", {"score": score}) for score in get_args(Score)},
+    # The default is not written out: it came later than channel steps did.
+    **{score: ("prune_channels", {} if score == "energy" else {"score": score}) for score in get_args(Score)},
     "merge": ("merge_neurons", {}),
 }
 PRUNERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -386,7 +387,7 @@ def factor_steps(layer: LayerInfo, share: float, factorize: str) -> tuple[Step, 
 
 def _whitened(technique: str, rank: float) -> tuple[Step, Step]:
     return (
-        Step.of(technique, rank=_grid(rank), whitening="none"),
+        Step.of(technique, rank=_grid(rank)),
         Step.of(technique, rank=_grid(rank), whitening="activations"),
     )
 

@@ -64,6 +64,8 @@ class HashWeights:
             raise PolicyError(f"{self.name}: expected a convolution or linear layer, got {type(module).__name__}")
         for layer in layers:
             weight, mask = cast(Tensor, layer.weight).detach(), forms.mask_of(layer)
+            if self._values(weight.numel()) >= weight.numel():
+                continue
             values = mean_of_shares(weight, self._values(weight.numel()), self.seed, mask)
             forms.set_form(layer, forms.HashedWeight(values, tuple(weight.shape), self.seed, mask))
         return module

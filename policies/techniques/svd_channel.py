@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
 
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
+from .base import ADDED_LATER, About, Calibration, LayerCost, LayerInfo, Phase
 from .factors import (
     FLOAT_BITS,
     Whitening,
@@ -39,7 +39,7 @@ class SVDChannel:
     """
 
     rank: int
-    whitening: Whitening = "none"
+    whitening: Whitening = field(default="none", metadata=ADDED_LATER)
 
     name: ClassVar[str] = "svd_channel"
     about: ClassVar[About] = About(

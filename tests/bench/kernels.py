@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from paretopress.evaluators.latency import LatencyProbe
 from paretopress.evaluators.models import build_model
 from paretopress.evaluators.runtime import EXACT_INTEGERS
 from paretopress.policies.apply import apply_plan
@@ -23,15 +24,18 @@ from paretopress.policies.policy import Policy, Step
 
 RUNS = 300
 EIGHT_BIT = Step.of("quantize", bits=8, activations="int8")
+SEVEN_BIT = Step.of("quantize", bits=7, activations="int8")
 HALF = Step.of("prune_channels", sparsity=0.5)
 
 
 def policies(graph: ModelGraph) -> Mapping[str, Policy]:
-    """The three networks that are compared."""
+    """The networks that are compared."""
     roots = {group.root for group in graph.groups if group.refusal is None}
     return {
         "float32": Policy(),
         "int8": Policy(dict.fromkeys(graph.layers, (EIGHT_BIT,))),
+        "int7": Policy(dict.fromkeys(graph.layers, (SEVEN_BIT,))),
+        "int7_half_channels": Policy({n: (SEVEN_BIT, HALF) if n in roots else (SEVEN_BIT,) for n in graph.layers}),
         "int8_half_channels": Policy({n: (EIGHT_BIT, HALF) if n in roots else (EIGHT_BIT,) for n in graph.layers}),
     }
 
@@ -61,10 +65,17 @@ def main() -> None:
     model = build_model("family:resnet20", seed=0).eval()
     x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     graph = ModelGraph.trace(model, x[:1])
+    probe = LatencyProbe(export_onnx(model, x[:1], calibration=None), x[:1].numpy(), 1)
     table = {}
     for name, policy in policies(graph).items():
         compressed = apply_plan(make_plan(policy, graph), graph, model, x)
-        table[name] = node_us(export_onnx(compressed.model, x[:1], calibration=x), x[:1].numpy())
+        onnx = export_onnx(compressed.model, x[:1], calibration=x)
+        latency = probe.measure(onnx, pairs=150, seed=0)
+        table[name] = {
+            "latency_ratio": latency.ratio,
+            "latency_ratio_ci95": latency.interval,
+            "node_us": node_us(onnx, x[:1].numpy()),
+        }
     print(json.dumps(table, indent=2))
 
 

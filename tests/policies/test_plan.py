@@ -71,7 +71,7 @@ def complaint(name: str, layers: dict[str, list[Step]]) -> str:
 
 
 def channels(sparsity: float, multiple: int = 8) -> Step:
-    return Step.of("prune_channels", sparsity=sparsity, multiple=multiple, score="energy")
+    return Step.of("prune_channels", sparsity=sparsity, multiple=multiple)
 
 
 def test_every_complaint_is_listed_at_once():
@@ -137,7 +137,7 @@ def test_a_step_without_effect_is_left_out(layer, step):
 
 
 def test_a_rank_that_is_full_once_channels_are_dropped_is_left_out():
-    rank = Step.of("svd", rank=260, whitening="none")
+    rank = Step.of("svd", rank=260)
     assert plan_of("lenet5", {"fc1": [rank]}).policy == Policy({"fc1": (rank,)})
     assert plan_of("lenet5", {"fc1": [rank, channels(0.5)]}).policy == Policy({"fc1": (channels(0.5),)})
     assert plan_of("lenet5", {"fc1": [rank], "conv2": [channels(0.7)]}).policy == Policy({"conv2": (channels(0.7),)})
