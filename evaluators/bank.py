@@ -34,7 +34,7 @@ from ..policies.importance import Choice, Importance, fold_channels
 from ..policies.plan import Plan
 from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
-from ..policies.stored_layers import read_layer
+from ..policies.stored_layers import read_layer, write_layer
 from ..policies.techniques import Calibration, Phase, Technique, spelled_out
 from ..policies.techniques.base import Outlined, Resumable, outline
 from ..policies.techniques.hessians import hessian_reason
@@ -251,7 +251,9 @@ class Bank:
     def _make(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
         dense, out = self._modules[name], self._lost(name, "out", cuts)
         digest = _digest(name, cuts, techniques)
-        module, seen = self._read(digest, name, cuts, techniques) or self._stage(name, cuts, techniques)
+        data = self._files.get(digest)
+        found = None if data is None else self._read(data, name, cuts, techniques)
+        module, seen = found or self._made(name, cuts, techniques)
         plain = forms.plain(module)
         kept = [i for i in range(self._channels(name)) if i not in out]
         with torch.no_grad():
@@ -268,13 +270,17 @@ class Bank:
             float((error * self._seen.squared_gradients[name][kept]).sum()),
         )
 
+    def _made(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Calibration]:
+        """The layer compressed anew, as its file has it: what training makes of it must not depend on who compressed it."""
+        module, seen = self._stage(name, cuts, techniques)
+        return self._read(write_layer(module), name, cuts, techniques) or (module, seen)
+
     def _read(
-        self, digest: str, name: str, cuts: Cuts, techniques: tuple[Technique, ...]
+        self, data: bytes, name: str, cuts: Cuts, techniques: tuple[Technique, ...]
     ) -> tuple[nn.Module, Calibration] | None:
-        """The layer from its file, and its inputs; ``None`` where there is none or it does not fit."""
-        data = self._files.get(digest)
+        """The layer from its file, and its inputs; ``None`` where it does not fit."""
         # Where more trains than is stored, the file has only what came out.
-        if data is None or any(getattr(technique, "trains_more_than_it_stores", False) for technique in techniques):
+        if any(getattr(technique, "trains_more_than_it_stores", False) for technique in techniques):
             return None
         module, seen = self._cut_layer(name, cuts)
         # Factors have shapes of their own, which only making them tells.

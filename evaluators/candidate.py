@@ -308,7 +308,11 @@ class CandidateEvaluator:
 
     def _own(self, compressed: CompressedModel) -> CompressedModel:
         """With tensors of its own: layers that nothing was done to share the dense network's, which must not be trained."""
-        return replace(compressed, model=copy.deepcopy(compressed.model))
+        model = copy.deepcopy(compressed.model)
+        for parameter in model.parameters():
+            # Layers that were just made and layers read from the bank's files must lie in memory alike: products round by it.
+            parameter.data = parameter.data.contiguous()
+        return replace(compressed, model=model)
 
     def _compress(self, policy: Policy) -> CompressedModel:
         return self._compress_plan(make_plan(policy, self.bench.graph))

@@ -160,6 +160,7 @@ def _stored_agrees(
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Mean cosine of the outputs (N, K), each picture's mean taken off."""
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    a, b = a.astype(np.float64), b.astype(np.float64)
     return float(np.mean((a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)))
 
 

@@ -316,6 +316,10 @@ def test_adopted_files_give_the_same_network_without_compressing_anything(monkey
         weights = [tensor for tensor in variant.plain.state_dict().values() if tensor.ndim > 1]
         others = [tensor for tensor in again.variants[name].plain.state_dict().values() if tensor.ndim > 1]
         assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True)), name
+        # What training starts from too: latent values and masks, not only what they come to.
+        state, other = variant.module.state_dict(), again.variants[name].module.state_dict()
+        assert list(state) == list(other)
+        assert all(torch.equal(state[key], other[key]) for key in state), name
 
 
 def test_a_file_that_does_not_fit_is_left_aside():
