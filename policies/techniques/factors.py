@@ -51,12 +51,25 @@ def require_plain(technique: str, module: nn.Module, expected: type[Layer]) -> L
     PolicyError
         Where it is something else, or computes more than the layer does (as a convolution that pads its input itself).
     """
-    if not isinstance(module, expected) or type(module).forward is not expected.forward:
+    if not isinstance(module, expected) or not _computes_as(module, expected):
         found = type(module).__name__
+        if found == expected.__name__:
+            found = f"{type(module).__module__}.{found}"
         raise PolicyError(
             f"{technique}: expected a torch {expected.__name__}, got {found}; leave it out for this layer"
         )
     return module
+
+
+def _computes_as(module: nn.Module, expected: type[nn.Module]) -> bool:
+    """Whether the forward pass is the expected type's: the same function, or for a linear layer one that gives the same."""
+    if type(module).forward is expected.forward:
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    probe = torch.linspace(-1, 1, 2 * module.in_features).view(2, -1).to(module.weight)
+    with torch.no_grad():
+        return torch.equal(module(probe), nn.Linear.forward(module, probe))
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

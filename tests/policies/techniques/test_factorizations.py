@@ -251,3 +251,18 @@ def test_an_outline_has_the_shapes_of_the_result(technique, make):
 
 def _composed(inwards, core, outwards):
     return torch.einsum("or,rsyx,si->oiyx", outwards[:, :, 0, 0], core, inwards[:, :, 0, 0])
+
+
+def test_a_linear_layer_of_another_library_is_taken_where_it_computes_the_same():
+    class Linear(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight, self.bias)
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    factors = SVDLinear(3).apply(Linear(12, 10), None)
+    assert [tuple(layer.weight.shape) for layer in factors] == [(3, 12), (10, 3)]
+    with pytest.raises(PolicyError, match="expected a torch Linear, got Scaled"):
+        SVDLinear(3).apply(Scaled(12, 10), None)
