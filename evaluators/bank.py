@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..policies import forms
 from ..policies.apply import CompressedModel, round_vectors, settle_and_quantize, settle_statistics
 from ..policies.branches import Branch, stand_ins
-from ..policies.coding.press import encode
+from ..policies.coding.press import decode, encode
 from ..policies.coding.stream import CODERS, Coder
 from ..policies.coding.tensors import DenseTensor, StoredTensor
 from ..policies.copying import with_modules
@@ -34,7 +34,7 @@ from ..policies.importance import Choice, Importance, fold_channels
 from ..policies.plan import Plan
 from ..policies.second_order import reconstruct
 from ..policies.slicing import Axis, Slot, cut
-from ..policies.stored_layers import read_layer, write_layer
+from ..policies.stored_layers import layer_tensors, set_tensors
 from ..policies.techniques import Calibration, Phase, Technique, spelled_out
 from ..policies.techniques.base import Outlined, Resumable, outline
 from ..policies.techniques.hessians import hessian_reason
@@ -251,9 +251,7 @@ class Bank:
     def _make(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
         dense, out = self._modules[name], self._lost(name, "out", cuts)
         digest = _digest(name, cuts, techniques)
-        data = self._files.get(digest)
-        found = None if data is None else self._read(data, name, cuts, techniques)
-        module, seen = found or self._made(name, cuts, techniques)
+        module, seen = self._from_file(digest, name, cuts, techniques) or self._made(name, cuts, techniques)
         plain = forms.plain(module)
         kept = [i for i in range(self._channels(name)) if i not in out]
         with torch.no_grad():
@@ -273,12 +271,22 @@ class Bank:
     def _made(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Calibration]:
         """The layer compressed anew, as its file has it: what training makes of it must not depend on who compressed it."""
         module, seen = self._stage(name, cuts, techniques)
-        return self._read(write_layer(module), name, cuts, techniques) or (module, seen)
+        return self._read(layer_tensors(module), name, cuts, techniques) or (module, seen)
+
+    def _from_file(
+        self, digest: str, name: str, cuts: Cuts, techniques: tuple[Technique, ...]
+    ) -> tuple[nn.Module, Calibration] | None:
+        """The same from its file; ``None`` where there is none or it does not fit."""
+        try:
+            tensors = decode(self._files[digest]).tensors
+        except (KeyError, FormatError):
+            return None
+        return self._read(tensors, name, cuts, techniques)
 
     def _read(
-        self, data: bytes, name: str, cuts: Cuts, techniques: tuple[Technique, ...]
+        self, tensors: Mapping[str, StoredTensor], name: str, cuts: Cuts, techniques: tuple[Technique, ...]
     ) -> tuple[nn.Module, Calibration] | None:
-        """The layer from its file, and its inputs; ``None`` where it does not fit."""
+        """The layer from its stored form, and its inputs; ``None`` where it does not fit."""
         # Where more trains than is stored, the file has only what came out.
         if any(getattr(technique, "trains_more_than_it_stores", False) for technique in techniques):
             return None
@@ -289,7 +297,7 @@ class Bank:
                 asked = None if isinstance(technique, Outlined) else self._asked(name, cuts, technique, seen)
                 module = _carry_out(technique, name, module, asked, shapes_alone=True)
         try:
-            read_layer(data, module, pruned=any(technique.phase == Phase.PRUNE for technique in techniques))
+            set_tensors(tensors, module, pruned=any(technique.phase == Phase.PRUNE for technique in techniques))
         except FormatError:
             return None
         for technique in techniques:

@@ -21,6 +21,7 @@ _WITHOUT_MACS = frozenset(
         "_log_softmax",
         "_native_batch_norm_legit_no_training",
         "_reshape_alias",
+        "_safe_softmax",
         "_softmax",
         "_to_copy",
         "_unsafe_view",
@@ -39,6 +40,7 @@ _WITHOUT_MACS = frozenset(
         "batch_norm",
         "bernoulli_",
         "bitwise_and",
+        "bitwise_not",
         "cat",
         "channel_shuffle",
         "clamp",
@@ -50,6 +52,7 @@ _WITHOUT_MACS = frozenset(
         "contiguous",
         "copy_",
         "cudnn_batch_norm",
+        "cos",
         "cumsum",
         "detach",
         "div",
@@ -150,6 +153,7 @@ _WITHOUT_MACS = frozenset(
         "where",
         "zeros",
         "zeros_like",
+        "sin",
     }
 )
 
@@ -224,6 +228,8 @@ class _Counter(TorchDispatchMode):
             macs = int(flop_registry[packet](*args, **(kwargs or {}), out_val=out)) // 2
             self.macs += macs
             self.int8_macs += macs if self.depth else 0
+        elif packet.__name__ == "_scaled_dot_product_flash_attention_for_cpu":
+            self.macs += _attention_macs(*args[:3])
         elif packet.__name__ not in _WITHOUT_MACS:
             self.unknown.add(packet.__name__)
         for tensor in tree_leaves(out):
@@ -251,6 +257,11 @@ class _Counter(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
+
+
+def _attention_macs(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Of the two products of attention: ``(..., L, E) (..., S, E)^T`` and ``(..., L, S) (..., S, V)``."""
+    return query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * value.shape[-2] * value.shape[-1]
 
 
 @contextmanager

@@ -39,16 +39,32 @@ FORMS: Mapping[type[StoredTensor], Callable[[Any, bool], nn.Module]] = {
 
 def write_layer(module: nn.Module) -> bytes:
     """The weights and biases of a compressed layer, or of the layers that stand in its place, as a press file."""
+    return encode(layer_tensors(module), {})
+
+
+def layer_tensors(module: nn.Module) -> dict[str, StoredTensor]:
+    """The same in their stored form."""
     tensors: dict[str, StoredTensor] = {}
     for name, layer in forms.weighted_modules(module):
         tensors[f"{name}.weight"] = forms.stored_weight(layer)
         if layer.bias is not None:
             tensors[f"{name}.bias"] = DenseTensor(cast(Tensor, layer.bias).detach().numpy().copy())
-    return encode(tensors, {})
+    return tensors
 
 
 def read_layer(data: bytes, into: nn.Module, pruned: bool) -> None:
-    """Give a layer of the same shape the weights that were written, with their forms, in place.
+    """Give a layer of the same shape the weights that were written, see ``set_tensors``.
+
+    Raises
+    ------
+    FormatError
+        Where the file does not fit the layer.
+    """
+    set_tensors(decode(data).tensors, into, pruned)
+
+
+def set_tensors(tensors: Mapping[str, StoredTensor], into: nn.Module, pruned: bool) -> None:
+    """Give a layer of the same shape the weights of ``layer_tensors``, with their forms, in place.
 
     Parameters
     ----------
@@ -58,9 +74,8 @@ def read_layer(data: bytes, into: nn.Module, pruned: bool) -> None:
     Raises
     ------
     FormatError
-        Where the file does not fit the layer.
+        Where they do not fit the layer.
     """
-    tensors = decode(data).tensors
     for name, layer in forms.weighted_modules(into):
         stored = tensors.get(f"{name}.weight")
         shape = tuple(cast(Tensor, layer.weight).shape)

@@ -150,3 +150,14 @@ def test_counting_changes_nothing():
     assert counted(model, 1, 8, 8) == counted(model, 1, 8, 8)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_attention_is_counted_as_its_two_products():
+    class Attention(nn.Module):
+        def forward(self, x):
+            heads = x.flatten(2).unflatten(1, (2, 4)).transpose(2, 3)
+            return nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+    counts = profile(Attention(), torch.randn(1, 8, 3, 3))
+    assert counts.macs == 2 * (2 * 9 * 9 * 4)
+    assert counts.unknown_operations == ()
