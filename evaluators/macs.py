@@ -51,8 +51,8 @@ _WITHOUT_MACS = frozenset(
         "constant_pad_nd",
         "contiguous",
         "copy_",
-        "cudnn_batch_norm",
         "cos",
+        "cudnn_batch_norm",
         "cumsum",
         "detach",
         "div",
@@ -127,6 +127,7 @@ _WITHOUT_MACS = frozenset(
         "sign",
         "silu",
         "silu_",
+        "sin",
         "slice",
         "softplus",
         "split",
@@ -153,7 +154,6 @@ _WITHOUT_MACS = frozenset(
         "where",
         "zeros",
         "zeros_like",
-        "sin",
     }
 )
 
