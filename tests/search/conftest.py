@@ -13,12 +13,16 @@ from paretopress.tests.search.runs import small, write_config
 
 @pytest.fixture(scope="session")
 def one_core() -> Iterator[None]:
-    """Runs that are quick on a loaded machine: two OpenMP threads on one free core cost more than they give."""
+    """Runs that are quick on a loaded machine: two OpenMP threads on one free core cost more than they give.
+
+    A network of 50 microseconds is timed beside whatever else runs there, so verification allows for more than its tenth.
+    """
     from paretopress.search import prepare, verifying
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (prepare, verifying):
             patch.setattr(module, "available_cores", lambda: 1)
+        patch.setattr(verifying, "LATENCY_TOLERANCE", 2.0)
         yield
 
 
