@@ -33,8 +33,9 @@ from .accuracy import error_interval, error_pct
 from .bank import Bank
 from .data import DataSet, Pictures
 from .energy import energy_uj
+from .kernels import kernel_policy
 from .latency import LatencyProbe
-from .macs import Profile, profile
+from .macs import Profile, nonzero_parameters, profile
 from .observe import Observations
 from .pool import Job
 from .runtime import logits, session
@@ -47,6 +48,8 @@ from .training.loop import Loss, Recipe, train
 
 ONNX_BATCH = 100
 RANGE_PICTURES = 64
+KERNEL_PICTURES = 4
+"""Calibration pictures where ranges are of no account, since nothing but time is measured."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,13 @@ class Candidate:
     onnx: bytes
     press: bytes
 
-    def counted(self, example: Tensor) -> dict[str, float]:
-        """What is counted rather than timed or tried: sizes, operations, memory, energy."""
+    def profiled(self, example: Tensor) -> Profile:
+        """One forward pass, counted."""
         int8 = [name for name, module in weighted_modules(self.compressed.model) if is_input_quantized(module)]
-        counts = profile(self.plain, example, int8)
+        return profile(self.plain, example, int8)
+
+    def counted(self, counts: Profile) -> dict[str, float]:
+        """What is counted rather than timed or tried: sizes, operations, memory, energy."""
         return {"stored_bytes": len(self.press), "onnx_bytes": len(self.onnx), **_counts(counts, len(self.onnx))}
 
 
@@ -164,6 +170,7 @@ class CandidateEvaluator:
         self._calibration = bench.data.preprocess(bench.data.calibration.images)
         self._example = self._calibration[:1]
         self._tracer, self._memory = OnnxTracer(), CodingMemory()
+        self._profiles: dict[str, Profile] = {}
         self._files: Mapping[str, bytes] = {}
 
     def with_halved_batches(self, times: int) -> CandidateEvaluator:
@@ -180,7 +187,7 @@ class CandidateEvaluator:
     def build(self, policy: Policy, watch: Stopwatch) -> Candidate:
         """Compress, without training."""
         with watch("build"):
-            compressed = self._compress(policy)
+            compressed = self._compress_plan(make_plan(policy, self.bench.graph))
         return self._package(compressed, watch)
 
     def screen(self, policy: Policy) -> dict[str, Any]:
@@ -229,8 +236,10 @@ class CandidateEvaluator:
 
     def kernels(self, policy: Policy) -> dict[str, Any]:
         """What a policy's kernels cost: exported, counted and timed, but not tried on pictures."""
-        watch = Stopwatch()
-        candidate = self.build(policy, watch)
+        watch, few = Stopwatch(), self._calibration[:KERNEL_PICTURES]
+        with watch("build"):
+            compressed = self._compress_plan(make_plan(policy, self.bench.graph), few)
+        candidate = self._package(compressed, watch, few)
         return {"metrics": self._cost(candidate, watch), "seconds": watch.seconds, "artefacts": {}}
 
     def tune(self, policy: Policy, seed: int) -> dict[str, Any]:
@@ -314,22 +323,20 @@ class CandidateEvaluator:
             parameter.data = parameter.data.contiguous()
         return replace(compressed, model=model)
 
-    def _compress(self, policy: Policy) -> CompressedModel:
-        return self._compress_plan(make_plan(policy, self.bench.graph))
-
-    def _compress_plan(self, plan: Plan) -> CompressedModel:
+    def _compress_plan(self, plan: Plan, calibration: Tensor | None = None) -> CompressedModel:
+        calibration = self._calibration if calibration is None else calibration
         # Which channels are dead is only known of the whole network.
         if not plan.dead and self._bank.can_make(plan):
-            return self._bank.assemble(plan, self._calibration)
-        return apply_plan(plan, self.bench.graph, self.bench.model, self._calibration, self._energies)
+            return self._bank.assemble(plan, calibration)
+        return apply_plan(plan, self.bench.graph, self.bench.model, calibration, self._energies)
 
-    def _package(self, compressed: CompressedModel, watch: Stopwatch) -> Candidate:
+    def _package(self, compressed: CompressedModel, watch: Stopwatch, calibration: Tensor | None = None) -> Candidate:
         with watch("export"):
             settle_statistics(compressed.model)
             if compressed.plan.policy.layers:
                 round_vectors(compressed.model)
             plain = compressed.plain()
-            ranges = self._calibration[:RANGE_PICTURES]
+            ranges = (self._calibration if calibration is None else calibration)[:RANGE_PICTURES]
             onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain, tracer=self._tracer)
         with watch("encode"):
             policy, coder = {"policy": compressed.plan.policy.as_dict()}, self.bench.settings.coder
@@ -342,7 +349,7 @@ class CandidateEvaluator:
 
     def _cost(self, candidate: Candidate, watch: Stopwatch) -> dict[str, Any]:
         with watch("count"):
-            counted = candidate.counted(self._example)
+            counted = candidate.counted(self._profile(candidate))
         with watch("probe"):
             settings = self.bench.settings
             latency = self._probe.measure(candidate.onnx, seconds=settings.screen_seconds, seed=settings.seed)
@@ -352,6 +359,16 @@ class CandidateEvaluator:
             "latency_ms": latency.latency_ms,
             **counted,
         }
+
+    def _profile(self, candidate: Candidate) -> Profile:
+        """One forward pass counted, once for all networks of the same kernels: only their zeros differ."""
+        plan = candidate.compressed.plan
+        if plan.dead:
+            return candidate.profiled(self._example)
+        shape = kernel_policy(plan.policy).digest
+        if shape not in self._profiles:
+            self._profiles[shape] = candidate.profiled(self._example)
+        return replace(self._profiles[shape], params=nonzero_parameters(candidate.plain))
 
     def _train(self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet) -> None:
         # A dense network that is handed over frozen is recovered like any other.

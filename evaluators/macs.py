@@ -202,9 +202,14 @@ def profile(model: nn.Module, example: Tensor, int8_layers: Collection[str] = ()
     counter.ignore(example, *model.parameters(), *model.buffers())
     with torch.no_grad(), _watching(model, int8_layers, counter), counter:
         model(example)
-    params = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     unknown = tuple(sorted(counter.unknown))
+    params = nonzero_parameters(model)
     return Profile(counter.macs, counter.int8_macs, params, counter.written, counter.peak, unknown)
+
+
+def nonzero_parameters(model: nn.Module) -> int:
+    """Parameters that are not zero."""
+    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
 
 
 @dataclass

@@ -99,12 +99,13 @@ def output_error(weight_new: Tensor, weight_old: Tensor, hessian: Tensor) -> flo
     return float("inf") if error > 0 else 0.0
 
 
-def prune(weight: Tensor, hessian: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+class Pruning:
     """Zeros where the outputs suffer least, in a few steps with every kept weight solved for anew after each.
 
     A step drops the weights of least ``w_j^2 / [(H_KK)^-1]_jj`` (2208.11580, eq. 3, half of what the outputs lose) in the
     whole layer; then each row takes its optimum for what it keeps, ``w_K = H_KK^-1 (H w_0)_K``, ``w_0`` being the given
-    weights and ``H`` damped. Weights on inputs that are always zero go first.
+    weights and ``H`` damped. Weights on inputs that are always zero go first. All shares share their first steps, which
+    are taken once.
 
     Parameters
     ----------
@@ -112,29 +113,49 @@ def prune(weight: Tensor, hessian: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         (out, in) or (out, in, kh, kw).
     hessian
         (d, d), as ``layer_hessian`` gives it.
-    keep
-        Weights that remain in the whole layer, exactly.
-
-    Returns
-    -------
-    tuple
-        Mask (bool) and weights of the weight's shape.
     """
-    original, h, diagonal = _rows(weight), damped(hessian), hessian.double().diagonal()
-    dead, target = diagonal <= DEAD_SHARE * diagonal.mean(), original @ h
-    mask, solution = torch.ones_like(original, dtype=torch.bool), original
-    saliency = original.square() / torch.cholesky_inverse(torch.linalg.cholesky(h)).diagonal()
-    left, share = mask.numel(), KEPT_FIRST
-    while left > keep:
-        left, share = max(keep, int(share * left)), KEPT_LATER
-        saliency = torch.where(dead, -1 / (1 + original.square()), saliency).masked_fill(~mask, -torch.inf)
-        mask = _highest(saliency, left)
-        # Damping bounds the condition, so that single precision does to rank the weights, at twice the speed.
-        if left > keep:
-            _, saliency = (found.double() for found in resolved(h.float(), target.float(), mask))
-        else:
-            solution, _ = resolved(h, target, mask, rank=False)
-    return mask.view_as(weight), solution.to(weight.dtype).view_as(weight)
+
+    def __init__(self, weight: Tensor, hessian: Tensor) -> None:
+        self._shape, self._dtype, self._original, self._h = weight.shape, weight.dtype, _rows(weight), damped(hessian)
+        diagonal = hessian.double().diagonal()
+        self._dead, self._target = diagonal <= DEAD_SHARE * diagonal.mean(), self._original @ self._h
+        # Weights left, and what the outputs would lose by each; -inf where it is gone.
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._h)).diagonal()
+        self._steps = [(self._original.numel(), self._original.square() / inverse)]
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether these are the weights."""
+        return weight.shape == self._shape and torch.equal(_rows(weight), self._original)
+
+    def to(self, keep: int) -> tuple[Tensor, Tensor]:
+        """Mask (bool) and weights of the weight's shape, ``keep`` of them not pruned, exactly."""
+        if keep >= self._original.numel():
+            return torch.ones(self._shape, dtype=torch.bool), self._original.to(self._dtype).view(self._shape)
+        while self._next() > keep:
+            left = self._next()
+            # Damping bounds the condition, so that single precision does to rank the weights, at twice the speed.
+            _, saliency = resolved(self._h.float(), self._target.float(), self._best(-1, left))
+            self._steps.append((left, saliency))
+        last = next(i for i in reversed(range(len(self._steps))) if self._steps[i][0] > keep)
+        mask = self._best(last, keep)
+        solution, _ = resolved(self._h, self._target, mask, rank=False)
+        return mask.view(self._shape), solution.to(self._dtype).view(self._shape)
+
+    def _next(self) -> int:
+        return int((KEPT_FIRST if len(self._steps) == 1 else KEPT_LATER) * self._steps[-1][0])
+
+    def _best(self, step: int, keep: int) -> Tensor:
+        """Mask of the ``keep`` weights that are missed most after a step."""
+        saliency = self._steps[step][1].double()
+        gone = saliency == -torch.inf
+        return _highest(
+            torch.where(self._dead, -1 / (1 + self._original.square()), saliency).masked_fill(gone, -torch.inf), keep
+        )
+
+
+def prune(weight: Tensor, hessian: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Mask and weights with ``keep`` weights left in the whole layer, see ``Pruning``."""
+    return Pruning(weight, hessian).to(keep)
 
 
 def reconstruct(weight: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:

@@ -47,4 +47,4 @@ def apply_policy(
     bench = Workbench(network, graph, pictures.without_test(), reference, Settings())
     candidate = CandidateEvaluator(bench).build(Policy.from_text(text), Stopwatch())
     write_candidate(candidate, out)
-    return candidate.counted(example)
+    return candidate.counted(candidate.profiled(example))

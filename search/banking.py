@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..policies.policy import Policy
 from ..spaces.base import Choices
 from ..spaces.layerwise import LayerwiseSpace
 from .dispatch import Dispatcher
-from .ledger import Evaluation
+from .ledger import Evaluation, EvaluationKey
 from .rundir import sha256
 from .samplers.bank_guided import Guide, without_dominated
 from .session import DENSE, Session
@@ -180,26 +179,25 @@ class Banking:
         done = iter(range(1, everything + 1))
         dispatcher.on_done = lambda _: self.session.show("bank", next(done), everything)
         around = {policy.digest: {"around": entry.others.to_json()} for entry, policy, _ in fitting}
-        self._measure(dispatcher, "profile", [policy for _, policy, _ in fitting], {}, around)
-        self._measure(dispatcher, "kernels", kernels, {})
+        alone = self._registered("profile", [policy for _, policy, _ in fitting])
+        wanted = [(key, around[key.policy_hash]) for key in alone]
+        dispatcher.run([*wanted, *((key, {}) for key in self._registered("kernels", kernels))])
         dispatcher.on_done = lambda _: None
         untouched = [entry.others for entry, policy, _ in fitting if policy == DENSE]
         self._measure(dispatcher, "stitch", untouched, {"hopeless_kl": LARGEST})
 
     def _measure(
-        self,
-        dispatcher: Dispatcher,
-        fidelity: str,
-        policies: Sequence[Policy],
-        payload: Mapping[str, Any],
-        own: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        self, dispatcher: Dispatcher, fidelity: str, policies: Sequence[Policy], payload: Mapping[str, Any]
     ) -> None:
-        """Each policy once; ``own`` are payloads by digest."""
+        dispatcher.run((key, payload) for key in self._registered(fidelity, policies))
+
+    def _registered(self, fidelity: str, policies: Sequence[Policy]) -> list[EvaluationKey]:
+        """The evaluations of distinct policies, in the ledger."""
         distinct = {policy.digest: policy for policy in policies}
-        keys = {digest: self.session.key(policy, fidelity) for digest, policy in distinct.items()}
-        for digest, policy in distinct.items():
-            self.session.ledger.register(keys[digest], policy.to_json(), ORIGIN, {})
-        dispatcher.run((key, own.get(digest, payload)) for digest, key in keys.items())
+        keys = [self.session.key(policy, fidelity) for policy in distinct.values()]
+        for key, policy in zip(keys, distinct.values()):
+            self.session.ledger.register(key, policy.to_json(), ORIGIN, {})
+        return keys
 
     def _entries(self, middle: LayerwiseSpace) -> list[Entry]:
         made = []
@@ -266,7 +264,7 @@ def make_guide(session: Session, built: Built) -> Guide:
         error=_validation_like(session, everything),
         dense_error=session.baseline["validation_error_pct"],
         objectives=session.objectives,
-        reference=np.array([_reference(session, name, limits) for name in session.objectives]),
+        reference=np.array([useful_at_most(session, name, limits) for name in session.objectives]),
         bounds={name: bound for name, bound in limits.items() if name not in session.objectives},
     )
     return without_dominated(guide)
@@ -304,7 +302,7 @@ def _validation_like(session: Session, profiles: Sequence[Mapping[str, float]]) 
     return np.maximum(errors - errors.min() + dense, 0.0)
 
 
-def _reference(session: Session, name: str, limits: Mapping[str, float]) -> float:
+def useful_at_most(session: Session, name: str, limits: Mapping[str, float]) -> float:
     """The largest value of an objective that is of any use: its limit, or the dense network's own figure."""
     if name == "error_pct":
         dense = session.baseline["validation_error_pct"]

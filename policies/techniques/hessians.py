@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import forms
 from ..errors import PolicyError
-from ..second_order import layer_hessian
+from ..second_order import Pruning, layer_hessian
 from ..watching import watching
 from .base import Calibration, LayerInfo
 
@@ -89,6 +89,17 @@ def _remembered(layer: nn.Module, inputs: Tensor) -> Tensor:
     if key not in known:
         known[key] = layer_hessian(layer, inputs)
     return known[key]
+
+
+# Of the layer that was pruned last alone: a bank makes one layer's variants after the other.
+_pruning: list[tuple[Tensor, Pruning]] = []
+
+
+def pruned(weight: Tensor, hessian: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Mask and weights as ``second_order.prune`` has them; its steps are taken once for all variants of a layer."""
+    if not (_pruning and _pruning[0][0] is hessian and _pruning[0][1].is_of(weight)):
+        _pruning[:] = [(hessian, Pruning(weight, hessian))]
+    return _pruning[0][1].to(keep)
 
 
 def set_weight(layer: nn.Module, weight: Tensor) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from .. import forms
 from ..errors import PolicyError
-from ..second_order import prune
 from .base import About, Calibration, LayerCost, LayerInfo, Phase
-from .hessians import hessian_reason, layer_hessians, set_weight
+from .hessians import hessian_reason, layer_hessians, pruned, set_weight
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class PruneOBS:
             return module
         for layer, hessian in zip(layers, layer_hessians(self.name, module, layers, calibration)):
             weight = cast(Tensor, layer.weight)
-            mask, solved = prune(weight, hessian, weight.numel() - self._pruned(weight.numel()))
+            mask, solved = pruned(weight, hessian, weight.numel() - self._pruned(weight.numel()))
             set_weight(layer, solved)
             forms.set_form(layer, forms.MaskedWeight(mask))
         return module

@@ -35,6 +35,7 @@ from paretopress.policies.graph import ModelGraph
 from paretopress.policies.layout import laid_out
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy
+from paretopress.search.banking import MOST_VARIANTS
 from paretopress.search.config import Config, load_config
 from paretopress.search.ledger import EvaluationKey, Ledger
 from paretopress.search.prepare import make_space
@@ -87,21 +88,47 @@ def workbench(config: Config, shape: tuple[int, int, int]) -> Workbench:
 
 
 def measure(name: str) -> dict[str, object]:
-    """Medians for one configuration."""
+    """Medians for one configuration, as a search finds its layers: made beforehand for the bank, or when first needed."""
     config = load_config(CONFIGS / f"{name}.yaml")
     bench = workbench(config, SHAPES[name])
     space = make_space(config.space, bench.graph)
+    bare_s = bare_forward(bench)
+    fresh, prepared = CandidateEvaluator(bench), CandidateEvaluator(bench)
+    first = screened(name, config, space, fresh)
+    start = time.perf_counter()
+    files = banked(space, CandidateEvaluator(bench))
+    bank_s = time.perf_counter() - start
+    prepared.adopt(files)
+    rows = screened(name, config, space, prepared)
+    built = statistics.median(sum(row.values()) - row["probe"] for row in rows)
+    return {
+        "with_bank": summarise(rows, bare_s),
+        "without_bank": summarise(first, bare_s),
+        "bank": {"variants": len(files), "seconds": bank_s},
+        "stitched": stitched(bench, prepared, space, built),
+    }
+
+
+def screened(name: str, config: Config, space: LayerwiseSpace, evaluator: CandidateEvaluator) -> list[dict[str, float]]:
+    """Seconds by kind of random candidates; the first one, which warms up, is left out."""
     study = Study(space, OBJECTIVES, "random", config.seed, config.search.evaluations)
-    evaluator = CandidateEvaluator(bench)
     rows = []
     with tempfile.TemporaryDirectory() as directory, Ledger(Path(directory)) as ledger:
         for number in range(CANDIDATES + 1):
             rows.append(evaluate(study, evaluator, ledger, number))
             print(f"{name}: {number}/{CANDIDATES}", file=sys.stderr)
-    rows = rows[1:]  # the first one warms up
-    found = summarise(rows, bare_forward(bench))
-    built = statistics.median(sum(row.values()) - row["probe"] for row in rows)
-    return {**found, "stitched": stitched(bench, evaluator, space, built)}
+    return rows[1:]
+
+
+def banked(space: LayerwiseSpace, evaluator: CandidateEvaluator) -> dict[str, bytes]:
+    """Every layer's variants made and tried once, as a search begins; digest -> file."""
+    files: dict[str, bytes] = {}
+    around = space.policy(space.central())
+    for unit, variants in space.variants(MOST_VARIANTS).items():
+        for chosen in variants:
+            found = evaluator.profile(space.alone(unit, chosen), around)
+            files |= {name.removesuffix(".press"): content for name, content in found["artefacts"].items()}
+    return files
 
 
 def stitched(

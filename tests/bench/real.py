@@ -2,10 +2,11 @@
 
 python -m paretopress.tests.bench.real configs/cifar10_resnet20.yaml --minutes 2 --seeds 3
 
-Each run searches a fresh directory with as many evaluations as fit. Hypervolume is that of the screened
-candidates (validation error linear, sizes and times as logarithms) below the same reference for all: the dense network's
-figures, and the largest error that recovery is trusted with. It is divided by that of the union of all runs. What every run
-measured is kept in a file, so that the curves of finished runs can be drawn again.
+Each run searches a fresh directory with as many evaluations as fit. Hypervolume is that of the screened candidates
+(validation error linear, sizes and times as logarithms) below the same reference for all: the budgets, the dense network's
+figures where there is none, and the largest error that recovery is trusted with. It is divided by that of the union of all
+runs; ``wide`` leaves the budgets out. What every run measured is kept in a file, so that the curves of finished runs can be
+drawn again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from paretopress.search import api
+from paretopress.search.banking import useful_at_most
 from paretopress.search.config import load_config
 from paretopress.search.driver import dispatching
 from paretopress.search.front import scaled_values
@@ -31,6 +33,7 @@ from paretopress.search.progress import Silence
 from paretopress.search.screening import Screening
 
 SAMPLERS = ("bank", "nsga2", "tpe", "random")
+REFERENCES = {"curve": "reference", "curve_wide": "wide"}
 POINTS = 12
 """Times at which the curves are read."""
 
@@ -48,8 +51,9 @@ def run(config: Path, sampler: str, seed: int, minutes: float, overrides: Sequen
         tempfile.TemporaryDirectory() as directory,
         api.open_session(loaded, Path(directory) / "run", Silence(), Given()) as session,
     ):
-        allowed = session.baseline["validation_error_pct"] + loaded.search.screen_error
-        reference = {name: float(session.baseline[name]) for name in session.objectives} | {"error_pct": allowed}
+        limits = {limit.metric: limit.bound for limit in session.validation_limits}
+        reference = [useful_at_most(session, name, limits) for name in session.objectives]
+        wide = [useful_at_most(session, name, {}) for name in session.objectives]
         with dispatching(session) as dispatcher:
             start = time.time()
             Screening(session, deadline_s=start + 60 * minutes)(dispatcher)
@@ -58,18 +62,19 @@ def run(config: Path, sampler: str, seed: int, minutes: float, overrides: Sequen
             "sampler": sampler,
             "seed": seed,
             "objectives": list(session.objectives),
-            "reference": [reference[name] for name in session.objectives],
+            "reference": reference,
+            "wide": wide,
             "screened": len(rows),
             "seconds": [row.finished_s - start for row in rows if row.finished_s is not None],
             "values": [[row.values[name] for name in session.objectives] for row in rows],
         }
 
 
-def volumes(found: dict[str, Any], times: np.ndarray) -> list[float]:
-    """Hypervolume of what was measured by each time."""
+def volumes(found: dict[str, Any], times: np.ndarray, below: str) -> list[float]:
+    """Hypervolume of what was measured by each time, ``below`` one of the references."""
     names, values = found["objectives"], np.array(found["values"])
     scaled = scaled_values([dict(zip(names, row)) for row in values], names)
-    reference = scaled_values([dict(zip(names, found["reference"]))], names)[0]
+    reference = scaled_values([dict(zip(names, found[below]))], names)[0]
     done = np.array(found["seconds"])
     return [_volume(scaled[done <= at], reference) for at in times]
 
@@ -108,13 +113,11 @@ def curves(runs: Sequence[dict[str, Any]], minutes: float) -> dict[str, Any]:
         "values": list(itertools.chain.from_iterable(r["values"] for r in runs)),
         "seconds": list(itertools.chain.from_iterable(r["seconds"] for r in runs)),
     }
-    best = volumes(everything, np.array([np.inf]))[0] or 1.0
+    best = {below: volumes(everything, np.array([np.inf]), below)[0] or 1.0 for below in REFERENCES.values()}
     out = [
         {
-            "sampler": r["sampler"],
-            "seed": r["seed"],
-            "screened": r["screened"],
-            "curve": [round(v / best, 4) for v in volumes(r, times)],
+            **{name: r[name] for name in ("sampler", "seed", "screened")},
+            **{n: [round(v / best[below], 4) for v in volumes(r, times, below)] for n, below in REFERENCES.items()},
         }
         for r in runs
     ]

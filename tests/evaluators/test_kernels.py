@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from paretopress.evaluators.kernels import kernel_policy
 from paretopress.policies.apply import apply_plan
 from paretopress.policies.architectures import DigitsCNN
@@ -19,9 +21,10 @@ torch.set_num_threads(1)
 
 HALF = Step.of("prune_channels", sparsity=0.5, multiple=8)
 SPARSE, SHARE = Step.of("prune_magnitude", sparsity=0.9), Step.of("share", clusters=4)
-W4, W4A8, W8A8 = (
+W4, W4A8, W7A8, W8A8 = (
     Step.of("quantize", bits=4),
     Step.of("quantize", bits=4, activations="int8"),
+    Step.of("quantize", bits=7, activations="int8"),
     Step.of("quantize", bits=8, activations="int8"),
 )
 SVD = Step.of("svd", rank=8)
@@ -35,11 +38,19 @@ class Exporter:
         self.graph = ModelGraph.trace(self.model, self.pictures[:1])
 
     def __call__(self, policy: Policy) -> tuple[Counter[str], Counter[tuple[int, ...]]]:
-        """Node types of the exported network, and the shapes that its weights have."""
+        """Node types of the exported network, and the shapes that its weights have; 1 before those of codes within 7 bit."""
         compressed = apply_plan(make_plan(policy, self.graph), self.graph, self.model, self.pictures)
         made = onnx.load_from_string(export_onnx(compressed.model, self.pictures[:1], calibration=self.pictures))
-        shapes = Counter(tuple(tensor.dims) for tensor in made.graph.initializer if len(tensor.dims) > 1)
+        shapes = Counter(
+            (_is_narrow(tensor), *tensor.dims) for tensor in made.graph.initializer if len(tensor.dims) > 1
+        )
         return Counter(node.op_type for node in made.graph.node), shapes
+
+
+def _is_narrow(tensor: onnx.TensorProto) -> bool:
+    """Whether no processor's fast kernels overflow on these codes."""
+    values = numpy_helper.to_array(tensor)
+    return values.dtype == np.int8 and int(np.abs(values.astype(int)).max()) <= 64
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +78,8 @@ def test_zeros_codebooks_and_narrow_weights_are_multiplied_with_like_any_others(
     [
         ({"conv2": (HALF, SPARSE, W4)}, {"conv2": (HALF,)}),
         ({"fc1": (SVD, SPARSE, SHARE)}, {"fc1": (SVD,)}),
-        ({"conv2": (SPARSE, W4A8), "fc1": (SHARE,)}, {"conv2": (W8A8,)}),
-        ({"conv1": (HALF, W8A8), "fc1": (SVD, W4A8)}, {"conv1": (HALF, W8A8), "fc1": (SVD, W8A8)}),
+        ({"conv2": (SPARSE, W4A8), "fc1": (SHARE,)}, {"conv2": (W7A8,)}),
+        ({"conv1": (HALF, W8A8), "fc1": (SVD, W4A8)}, {"conv1": (HALF, W8A8), "fc1": (SVD, W7A8)}),
     ],
     ids=["channels", "factors", "8-bit inputs", "together"],
 )

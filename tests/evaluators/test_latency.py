@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from paretopress.evaluators import latency
 from paretopress.evaluators.latency import LatencyProbe
 from paretopress.evaluators.runtime import logits, session
 from paretopress.policies.architectures import DigitsCNN, ResNet20
@@ -39,7 +40,7 @@ def test_network_against_itself_is_near_one(small: bytes) -> None:
     found = LatencyProbe(small, PICTURE).measure(small, pairs=50, seed=1)
     assert 0.5 < found.ratio < 2 and 0.5 < found.interval[0] <= found.interval[1] < 2
     assert found.latency_ms == pytest.approx(found.ratio * found.reference_ms)
-    assert found.pairs in (50, 100) and found.load >= 0 and found.p95_ms > 0
+    assert found.pairs >= 50 and found.load >= 0 and found.p95_ms > 0
 
 
 def test_smaller_network_is_faster(small: bytes, large: bytes) -> None:
@@ -60,6 +61,50 @@ def test_reference_keeps_its_quietest_timings(small: bytes) -> None:
 
 def test_time_limit_ends_the_measurement_after_ten_pairs(small: bytes) -> None:
     assert LatencyProbe(small, PICTURE).measure(small, pairs=1000, seconds=0.0).pairs == 10
+
+
+class Host:
+    """A machine whose other tenants slow it down for a while, the 8-bit candidate more than the reference."""
+
+    def __init__(self) -> None:
+        self.disturbed, self.timings, self.made = range(0), 0, 0
+
+    def timer(self, *_: object) -> Host.Timer:
+        self.made += 1
+        return Host.Timer(self, "candidate" if self.made > 1 else "reference")
+
+    class Timer:
+        def __init__(self, host: Host, which: str) -> None:
+            self.host, self.which = host, which
+
+        def seconds(self) -> float:
+            self.host.timings += self.host.made > 1  # settling, before there is a candidate, is quiet
+            slow = self.host.timings in self.host.disturbed
+            return {"reference": (1.0, 1.25), "candidate": (0.6, 1.0)}[self.which][slow] * 1e-3
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host()
+    monkeypatch.setattr(latency, "_Timer", host.timer)
+    monkeypatch.setattr(latency, "PATIENCE_SECONDS", 0.05)
+    return host
+
+
+def test_a_quiet_spell_is_waited_for(small: bytes, host: Host) -> None:
+    host.disturbed = range(1, 250)
+    found = LatencyProbe(small, PICTURE).measure(small, pairs=50)
+    assert found.ratio == pytest.approx(0.6) and found.reference_ms == pytest.approx(1.0) and not found.wide
+    assert found.pairs == 50 + 2 * latency.TURN_PAIRS
+
+
+def test_a_host_that_stays_slower_is_believed_in_the_end(small: bytes, host: Host) -> None:
+    host.disturbed = range(1, 10**9)
+    probe = LatencyProbe(small, PICTURE)
+    first = probe.measure(small, pairs=50)
+    assert first.ratio == pytest.approx(0.8) and first.wide and first.pairs > 100
+    last = [probe.measure(small, pairs=50) for _ in range(8)][-1]
+    assert last.pairs == 50 and last.reference_ms == pytest.approx(1.0)
 
 
 def test_more_threads_are_timed_by_wall_time(small: bytes) -> None:

@@ -9,6 +9,7 @@ import torch
 from paretopress.policies import second_order
 from paretopress.policies.errors import CandidateError, PolicyError
 from paretopress.policies.second_order import (
+    Pruning,
     damped,
     layer_hessian,
     output_error,
@@ -207,6 +208,15 @@ def test_a_layer_of_one_input_is_pruned_and_rounded():
     assert torch.allclose(pruned, weight * mask)
     project = grid(weight, 3)
     assert torch.equal(round_with_feedback(weight, hessian, project), rounded_to_nearest(weight, project))
+
+
+@pytest.mark.parametrize("order", [(60, 900, 250, 1000, 61), (1000, 61, 60)])
+def test_a_share_is_the_same_whichever_were_asked_for_before(order):
+    weight, hessian = normal(20, 50), layer_hessian(nn.Linear(50, 20), normal(64, 50, seed=1))
+    pruning = Pruning(weight, hessian)
+    for keep in order:
+        for found, alone in zip(pruning.to(keep), prune(weight, hessian, keep)):
+            assert torch.equal(found, alone)
 
 
 def test_the_same_every_time():
