@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
-from ..policies.coding.stream import Coder
 from ..policies.errors import CandidateError
 from ..policies.export.onnx import export_onnx
 from ..policies.export.tracing import OnnxTracer
 from ..policies.forms import is_input_quantized, weighted_modules
-from ..policies.graph import ModelGraph, input_energies
+from ..policies.graph import input_energies
 from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
 from ..policies.policy import Policy
 from ..policies.stored_layers import write_layer
@@ -37,94 +34,18 @@ from .kernels import kernel_policy
 from .latency import LatencyProbe
 from .macs import Profile, nonzero_parameters, profile
 from .observe import Observations
-from .pool import Job
 from .runtime import logits, session
 from .stitch import norms_after
 from .stitched import StitchedRung
-from .torchvision_guard import import_torchvision
 from .training.distillation import distillation
-from .training.gradual import PruneSchedule, halves, prune_gradually
+from .training.gradual import halves, prune_gradually
 from .training.loop import Loss, Recipe, train
+from .workbench import Workbench
 
 ONNX_BATCH = 100
 RANGE_PICTURES = 64
 KERNEL_PICTURES = 4
 """Calibration pictures where ranges are of no account, since nothing but time is measured."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How candidates are measured and recovered.
-
-    Parameters
-    ----------
-    quality
-        What ``error_pct`` means: wrong labels, or disagreement with the dense network.
-    stitch_pictures
-        Training pictures of the lowest rung.
-    screen_pictures
-        Validation pictures of a screening.
-    screen_seconds
-        Time of a screening's latency probe.
-    latency_threads
-        Threads of a timed session.
-    recovery
-        Recipe of the fine-tuning; 0 epochs: none.
-    prune_share
-        Share of the recovery's epochs in which pruned layers lose their weights step by step; 0: all at once.
-    prune_schedule
-        How they do, see ``gradual.prune_gradually``.
-    tryout
-        Share of the training pictures that a candidate is trained on once before the finalists are chosen.
-    temperature, teacher_weight
-        Of the distillation.
-    seed
-        Of the run.
-    coder
-        Of stored files. Not shown: results of older runs are known by the other settings.
-    """
-
-    quality: Literal["error", "agreement"] = "error"
-    stitch_pictures: int = 128
-    screen_pictures: int = 1000
-    screen_seconds: float = 0.6
-    latency_threads: int = 1
-    recovery: Recipe = field(default_factory=lambda: Recipe(epochs=0))
-    prune_share: float = 0.0
-    prune_schedule: PruneSchedule = "gradual"
-    tryout: float = 0.0
-    temperature: float = 4.0
-    teacher_weight: float = 0.7
-    seed: int = 0
-    coder: Coder = field(default="ans", repr=False)
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """All that a worker needs, put once where workers find it.
-
-    Parameters
-    ----------
-    model
-        The dense network, in evaluation mode.
-    graph
-        Its layers.
-    data
-        Without the test split.
-    reference
-        The dense network as ONNX.
-    settings
-        How to measure.
-    threads
-        For torch and for error measurements in the runtime.
-    """
-
-    model: nn.Module
-    graph: ModelGraph
-    data: DataSet
-    reference: bytes
-    settings: Settings
-    threads: int = 1
 
 
 @dataclass
@@ -460,67 +381,3 @@ def _counts(counts: Profile, onnx_bytes: int) -> dict[str, float]:
 def bounds(name: str, interval: tuple[float, float]) -> dict[str, float]:
     """An interval as two plain numbers, as the ledger keeps them."""
     return {f"{name}_low": interval[0], f"{name}_high": interval[1]}
-
-
-@dataclass(frozen=True)
-class CandidateFactory:
-    """Makes a worker's function: job in, result out."""
-
-    bench: Workbench
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The network's class may live in timm or torchvision, which need the guard before they are first imported.
-        return _rebuild, (_Guard("torchvision" in sys.modules), self.bench)
-
-    def __call__(self) -> CandidateWorker:
-        torch.set_num_threads(self.bench.threads)
-        return CandidateWorker(CandidateEvaluator(self.bench))
-
-
-@dataclass(frozen=True)
-class _Guard:
-    """Imports torchvision safely while it is unpickled."""
-
-    needed: bool
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _guarded, (self.needed,)
-
-
-def _guarded(needed: bool) -> _Guard:
-    if needed:
-        import_torchvision()
-    return _Guard(needed)
-
-
-def _rebuild(_: _Guard, bench: Workbench) -> CandidateFactory:
-    return CandidateFactory(bench)
-
-
-@dataclass(frozen=True)
-class CandidateWorker:
-    """Carries out a job at the rung that it names."""
-
-    evaluator: CandidateEvaluator
-
-    def receive(self, value: Mapping[str, bytes]) -> None:
-        """What the pool shares: the bank's files."""
-        self.evaluator.adopt(value)
-
-    def __call__(self, job: Job) -> dict[str, Any]:
-        policy = Policy.from_text(job.policy_json)
-        evaluator = self.evaluator.with_halved_batches(int(job.payload.get("halvings", 0)))
-        match job.fidelity:
-            case "profile":
-                return evaluator.profile(policy, Policy.from_text(job.payload["around"]))
-            case "kernels":
-                return evaluator.kernels(policy)
-            case "stitch":
-                return evaluator.stitch(policy, float(job.payload["hopeless_kl"]))
-            case "screen":
-                return evaluator.screen(policy)
-            case "tune":
-                return evaluator.tune(policy, int(job.payload["seed"]))
-            case "recover":
-                return evaluator.recover(policy, int(job.payload["seed"]))
-        raise AssertionError(f"no rung is called {job.fidelity}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ..evaluators.candidate import CandidateFactory
 from ..evaluators.pool import InProcessPool, Pool
 from ..evaluators.ray_pool import RayPool
+from ..evaluators.worker import CandidateFactory
 from ..policies.files import write_bytes, write_text
 from .dispatch import Dispatcher, KeepArtefacts
 from .finals import Finals

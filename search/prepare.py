@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..evaluators.candidate import Settings, Workbench, dense_counts, file_error, file_logits
+from ..evaluators.candidate import dense_counts, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.training.loop import train
+from ..evaluators.workbench import Settings, Workbench
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor
 from ..policies.errors import ConfigError, DataError, ModelError

@@ -17,17 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from paretopress.evaluators.candidate import (
-    RANGE_PICTURES,
-    CandidateEvaluator,
-    Settings,
-    Workbench,
-    file_error,
-    file_logits,
-)
+from paretopress.evaluators.candidate import RANGE_PICTURES, CandidateEvaluator, file_error, file_logits
 from paretopress.evaluators.data import DataSet, Pictures, SplitSizes, split
 from paretopress.evaluators.models import build_model
 from paretopress.evaluators.stitched import BATCH
+from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.policies.apply import apply_plan, settle_statistics
 from paretopress.policies.coding.press import encode
 from paretopress.policies.export.onnx import export_onnx

@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 import torch
 from paretopress.evaluators.base import METRICS
-from paretopress.evaluators.candidate import (
-    CandidateEvaluator,
-    CandidateFactory,
-    Settings,
-    Stopwatch,
-    Workbench,
-    dense_counts,
-    file_error,
-    file_logits,
-)
+from paretopress.evaluators.candidate import CandidateEvaluator, Stopwatch, dense_counts, file_error, file_logits
 from paretopress.evaluators.data import SplitSizes
 from paretopress.evaluators.pool import Job
 from paretopress.evaluators.sources import load_data
 from paretopress.evaluators.training.loop import Recipe, train
+from paretopress.evaluators.workbench import Settings, Workbench
+from paretopress.evaluators.worker import CandidateFactory
 from paretopress.policies.apply import restore
 from paretopress.policies.architectures import DigitsCNN
 from paretopress.policies.coding.press import decode

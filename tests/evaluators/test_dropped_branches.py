@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from paretopress.evaluators.bank import Bank
-from paretopress.evaluators.candidate import CandidateEvaluator, Settings, Workbench
+from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import DataSet, Pictures
 from paretopress.evaluators.kernels import kernel_policy
 from paretopress.evaluators.observe import Observations
 from paretopress.evaluators.stitch import StitchedNetwork, norms_after
 from paretopress.evaluators.training.loop import Recipe
+from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.policies.apply import apply_plan, reestimate_statistics
 from paretopress.policies.architectures import ResNet20
 from paretopress.policies.copying import with_modules

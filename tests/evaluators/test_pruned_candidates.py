@@ -7,10 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from paretopress.evaluators.candidate import CandidateEvaluator, Settings, Workbench
+from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import DataSet, Pictures
 from paretopress.evaluators.training.loop import Recipe
 from paretopress.evaluators.training.penalties import make_penalty
+from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.policies.apply import restore
 from paretopress.policies.architectures import LeNet300100
 from paretopress.policies.coding.press import decode

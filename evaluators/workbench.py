@@ -1,0 +1,89 @@
+"""What a worker is given: the dense network, its data, and how candidates are measured and recovered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from ..policies.coding.stream import Coder
+from ..policies.graph import ModelGraph
+from .data import DataSet
+from .training.gradual import PruneSchedule
+from .training.loop import Recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How candidates are measured and recovered.
+
+    Parameters
+    ----------
+    quality
+        What ``error_pct`` means: wrong labels, or disagreement with the dense network.
+    stitch_pictures
+        Training pictures of the lowest rung.
+    screen_pictures
+        Validation pictures of a screening.
+    screen_seconds
+        Time of a screening's latency probe.
+    latency_threads
+        Threads of a timed session.
+    recovery
+        Recipe of the fine-tuning; 0 epochs: none.
+    prune_share
+        Share of the recovery's epochs in which pruned layers lose their weights step by step; 0: all at once.
+    prune_schedule
+        How they do, see ``gradual.prune_gradually``.
+    tryout
+        Share of the training pictures that a candidate is trained on once before the finalists are chosen.
+    temperature, teacher_weight
+        Of the distillation.
+    seed
+        Of the run.
+    coder
+        Of stored files. Not shown: results of older runs are known by the other settings.
+    """
+
+    quality: Literal["error", "agreement"] = "error"
+    stitch_pictures: int = 128
+    screen_pictures: int = 1000
+    screen_seconds: float = 0.6
+    latency_threads: int = 1
+    recovery: Recipe = field(default_factory=lambda: Recipe(epochs=0))
+    prune_share: float = 0.0
+    prune_schedule: PruneSchedule = "gradual"
+    tryout: float = 0.0
+    temperature: float = 4.0
+    teacher_weight: float = 0.7
+    seed: int = 0
+    coder: Coder = field(default="ans", repr=False)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """All that a worker needs, put once where workers find it.
+
+    Parameters
+    ----------
+    model
+        The dense network, in evaluation mode.
+    graph
+        Its layers.
+    data
+        Without the test split.
+    reference
+        The dense network as ONNX.
+    settings
+        How to measure.
+    threads
+        For torch and for error measurements in the runtime.
+    """
+
+    model: nn.Module
+    graph: ModelGraph
+    data: DataSet
+    reference: bytes
+    settings: Settings
+    threads: int = 1
