@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -163,8 +162,9 @@ class Banking:
             except PolicyError as error:
                 planned.append(str(error))
         policies = [policy for policy in planned if isinstance(policy, Policy)]
-        self._measure(dispatcher, "stitch", policies, {"hopeless_kl": LARGEST})
-        self._measure(dispatcher, "kernels", [self._kernels(policy) for policy in policies], {})
+        kernels = self._registered("kernels", [self._kernels(policy) for policy in policies])
+        stitched = [(key, {"hopeless_kl": LARGEST}) for key in self._registered("stitch", policies)]
+        dispatcher.run([*stitched, *((key, {}) for key in kernels)])
         return [found if isinstance(found, str) else self._complaint(found) for found in planned]
 
     def _complaint(self, policy: Policy) -> str:
@@ -184,12 +184,7 @@ class Banking:
         dispatcher.run([*wanted, *((key, {}) for key in self._registered("kernels", kernels))])
         dispatcher.on_done = lambda _: None
         untouched = [entry.others for entry, policy, _ in fitting if policy == DENSE]
-        self._measure(dispatcher, "stitch", untouched, {"hopeless_kl": LARGEST})
-
-    def _measure(
-        self, dispatcher: Dispatcher, fidelity: str, policies: Sequence[Policy], payload: Mapping[str, Any]
-    ) -> None:
-        dispatcher.run((key, payload) for key in self._registered(fidelity, policies))
+        dispatcher.run((key, {"hopeless_kl": LARGEST}) for key in self._registered("stitch", untouched))
 
     def _registered(self, fidelity: str, policies: Sequence[Policy]) -> list[EvaluationKey]:
         """The evaluations of distinct policies, in the ledger."""

@@ -15,7 +15,8 @@ from .front import scaled_values
 from .ledger import Evaluation
 from .promotion import kept_share, promote, rank_correlation
 from .records import TrialRecord
-from .samplers.bank_guided import KL, Guide
+from .samplers.bank_guided import KL, QUANTILES, Guide
+from .samplers.gain import VolumeGain, scaled
 from .samplers.surrogate import ENOUGH_FOR_LINK, Link, correct, fit_link
 from .session import Session, total
 
@@ -102,9 +103,7 @@ class Stitching:
         if not tried:
             return []
         count = min(left, max(1, math.ceil(len(batch) * kept_share(self.correlation()))))
-        values, missed = self._predicted(tried)
-        latency = next((i for i, name in enumerate(self.guide.objectives) if name.startswith("latency")), None)
-        promoted = [tried[i] for i in promote(values, missed, count, latency)]
+        promoted = [tried[i] for i in self._worthwhile(tried, count)]
         self.screened |= {record.policy_hash for record in promoted}
         return promoted
 
@@ -149,8 +148,45 @@ class Stitching:
     def _bounds_error(self) -> bool:
         return "error_pct" in self.guide.objectives
 
-    def _predicted(self, records: Sequence[TrialRecord]) -> tuple[np.ndarray, np.ndarray]:
-        """Objectives (n, m) on their scales, and what each is above the limits (n,): damage measured, the rest predicted."""
+    def _worthwhile(self, records: Sequence[TrialRecord], count: int) -> list[int]:
+        """Those expected to add most to the volume below the measured front; then by rank where none adds anything."""
+        metrics, spread = self._predicted(records)
+        values = scaled_values(metrics, self.guide.objectives)
+        broken = [self.session.screen_violations(found) for found in metrics]
+        chosen: list[int] = []
+        if self._bounds_error:
+            # What an objective misses is outside the reference anyhow, and the error may turn out smaller.
+            others = [total({n: v for n, v in b.items() if n not in self._soft}) for b in broken]
+            chosen = self._by_gain(values, spread, np.array(others) <= 0, count)
+        rest = [i for i in range(len(records)) if i not in chosen]
+        missed, names = np.array([total(found) for found in broken]), self.guide.objectives
+        latency = next((i for i, name in enumerate(names) if name.startswith("latency")), None)
+        more = promote(values[rest], missed[rest], min(count - len(chosen), len(rest)), latency)
+        return [*chosen, *(rest[i] for i in more)]
+
+    def _by_gain(self, values: np.ndarray, spread: float, allowed: np.ndarray, count: int) -> list[int]:
+        names = self.guide.objectives
+        depth = names.index("error_pct")
+        draws = values[:, depth, None] + spread * QUANTILES
+        kept = [k.screened for k in self._known if total(self.session.screen_violations(k.screened)) <= 0]
+        reference = scaled(self.guide.reference[None], names)[0]
+        gain = VolumeGain(scaled_values(kept, names), values, draws, depth, reference, len(self._known))
+        chosen: list[int] = []
+        while len(chosen) < count and allowed.any():
+            best, added = gain.take_best(allowed)
+            if added <= 0:
+                break
+            chosen.append(best)
+            allowed[best] = False
+        return chosen
+
+    @property
+    def _soft(self) -> set[str]:
+        """Limits that a predicted miss of does not rule a candidate out."""
+        return {*self.guide.objectives, "screen_error"}
+
+    def _predicted(self, records: Sequence[TrialRecord]) -> tuple[list[dict[str, float]], float]:
+        """Metrics of each: damage measured, the rest predicted; and the error's standard deviation."""
         names = self.guide.table.objectives
         found = [self.guide.variants_of(record.choices) for record in records]
         chosen = np.array(
@@ -163,11 +199,8 @@ class Stitching:
         costs = correct(self.guide.table, past, measured, self.guide.options).predict(chosen)
         costs[:, 0] = [self._stitched(record).values["kl"] for record in records]
         link = self._link()
-        metrics = [
-            dict(zip(names, row)) | {"error_pct": e} for row, e in zip(costs.tolist(), link(costs[:, 0]).tolist())
-        ]
-        missed = np.array([total(self.session.screen_violations(found)) for found in metrics])
-        return scaled_values(metrics, self.guide.objectives), missed
+        errors = link(costs[:, 0]).tolist()
+        return [dict(zip(names, row)) | {"error_pct": e} for row, e in zip(costs.tolist(), errors)], link.spread
 
     def _link(self) -> Link:
         """From the damage to the error: as it was screened, or at first as the bank has it."""
