@@ -89,11 +89,14 @@ class Stitch:
     stored_bytes
         Of the whole network as it ships: the sum of its layers' coded weights and all other tensors. Biases and batch
         norms count as those of the dense network's channels.
+    kept
+        Batch norm -> indices of the channels that are left, where some are cut.
     """
 
     modules: Mapping[str, nn.Module]
     variants: Mapping[str, Variant]
     stored_bytes: int
+    kept: Mapping[str, Tensor]
 
 
 Cuts = tuple[tuple[str, int, str], ...]
@@ -184,6 +187,7 @@ class Bank:
         own = {layer.layer.name: layer.techniques for layer in plan.layers}
         modules: dict[str, nn.Module] = {}
         variants: dict[str, Variant] = {}
+        kept: dict[str, Tensor] = {}
         gone = {name for branch in plan.dropped for name in branch.modules}
         for name in dict.fromkeys([*own, *(name for root in cuts for name in self._touched(root))]):
             if name in gone:
@@ -194,6 +198,9 @@ class Bank:
                 modules[name] = variants[name].plain
             else:
                 modules[name] = self._other(name, local)
+                if isinstance(norm := self._modules[name], _BatchNorm):
+                    lost = self._lost(name, "out", local)
+                    kept[name] = torch.tensor([c for c in range(norm.num_features) if c not in lost])
         for variant in variants.values():
             modules |= variant.norms
         sizes = {**self._dense_bytes, **{name: variant.stored_bytes for name, variant in variants.items()}}
@@ -202,7 +209,7 @@ class Bank:
             standing, saved = self._without_branch(branch)
             modules |= standing
             rest -= saved
-        return Stitch(modules, variants, rest + sum(size for name, size in sizes.items() if name not in gone))
+        return Stitch(modules, variants, rest + sum(size for name, size in sizes.items() if name not in gone), kept)
 
     def can_make(self, plan: Plan) -> bool:
         """Whether every group that the plan cuts is known by its slots, so that no new trace is needed."""

@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..policies.forms import WEIGHTED
 from ..policies.tracing import follow
 
 CACHE_BYTES = 512_000_000
+Statistics = tuple[Tensor, Tensor]
+"""Mean and variance (C,) of a batch norm's input."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class StitchedNetwork:
     in late layers only runs those. A network that ``torch.fx`` cannot follow, or follows wrongly, runs whole; so does a
     candidate that replaces a module which the network does not call by itself.
 
+    Batch norms follow what reaches them, as if estimated anew: the mean by as much as the pictures' mean differs from the
+    dense network's, the variance by the ratio. Without that, a dropped branch looks far worse than it is.
+
     Parameters
     ----------
     model
@@ -82,6 +89,8 @@ class StitchedNetwork:
         called = frozenset().union(*(segment.modules for segment in self.segments))
         self._replaceable = called - _read_directly(self.segments)
         self._points = self._points_to_keep(cache_bytes)
+        self._dense_norms = {name: m for name, m in model.named_modules() if _has_statistics(m)}
+        self._seen = [self._statistics(batch) for batch in self._batches]
 
     @property
     def followed(self) -> bool:
@@ -89,7 +98,10 @@ class StitchedNetwork:
         return self._points is not None
 
     def run(
-        self, replaced: Mapping[str, nn.Module], go_on: Callable[[int, Tensor], bool] | None = None
+        self,
+        replaced: Mapping[str, nn.Module],
+        go_on: Callable[[int, Tensor], bool] | None = None,
+        kept: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> list[Tensor]:
         """Logits of each batch with these modules in place of the network's own.
 
@@ -99,18 +111,20 @@ class StitchedNetwork:
             Module name, as ``named_modules`` gives it -> module; it must not be changed afterwards.
         go_on
             Called with the number of each batch and its logits; where it says no, later batches are left out.
+        kept
+            Batch norm -> indices of its channels that are left, where some are not.
         """
         out = []
         with torch.no_grad():
             for number in range(len(self._batches)):
-                out.append(self._run_batch(number, replaced))
+                out.append(self._run_batch(number, replaced, kept))
                 if go_on is not None and not go_on(number, out[-1]):
                     break
         return out
 
-    def _run_batch(self, number: int, replaced: Mapping[str, nn.Module]) -> Tensor:
+    def _run_batch(self, number: int, replaced: Mapping[str, nn.Module], kept: Mapping[str, Tensor]) -> Tensor:
         if self._points is None or not self._replaceable.issuperset(replaced):
-            with _swapped(self._model, replaced):
+            with _swapped(self._model, replaced), self._following(number, replaced, kept):
                 return self._run_whole(self._batches[number])
         memory, used = self._memories[number], {**self._modules, **replaced}
         same = self._unchanged(memory.used, used)
@@ -119,7 +133,7 @@ class StitchedNetwork:
         start = max(memory.values, default=0)
         value = memory.values[start].tensor if start else self._batches[number].clone()
         for position in range(start, len(self.segments)):
-            value = self._run_segment(self.segments[position], value, used)
+            value = self._run_segment(self.segments[position], value, used, self._seen[number], kept)
             if position + 1 in self._points:
                 memory.values[position + 1] = _Kept(value)
         return value
@@ -135,7 +149,14 @@ class StitchedNetwork:
         clashes = (at for at, segment in enumerate(self.segments) if segment.modules & changed)
         return next(clashes, len(self.segments))
 
-    def _run_segment(self, segment: Segment, value: Any, used: Mapping[str, nn.Module]) -> Any:
+    def _run_segment(
+        self,
+        segment: Segment,
+        value: Any,
+        used: Mapping[str, nn.Module],
+        seen: Mapping[str, Statistics] = MappingProxyType({}),
+        kept: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Any:
         environment: dict[fx.Node, Any] = {}
         inputs, result = [value], value
         for node, spent in zip(segment.nodes, segment.spent):
@@ -146,11 +167,54 @@ class StitchedNetwork:
             else:
                 # What a later segment reads of an earlier one is the one value that it is handed.
                 arguments, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: environment.get(n, value))
-                result = _call(node, used, arguments, keywords)
+                name = str(node.target)
+                if node.op == "call_module" and name in seen and _has_statistics(used[name]):
+                    result = _followed(self._dense_norms[name], cast(Tensor, arguments[0]), seen[name], kept.get(name))
+                else:
+                    result = _call(node, used, arguments, keywords)
             environment[node] = result
             for old in spent:
                 environment.pop(old, None)
         return result
+
+    def _statistics(self, batch: Tensor) -> dict[str, Statistics]:
+        """Of what each batch norm of the dense network sees, where it is called once."""
+        found: dict[str, Statistics] = {}
+        calls: Counter[str] = Counter()
+
+        def record(name: str, x: Tensor) -> None:
+            calls[name] += 1
+            found[name] = _mean_and_variance(x)
+
+        handles = [
+            norm.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0]))
+            for name, norm in self._dense_norms.items()
+        ]
+        try:
+            with torch.no_grad():
+                self._run_whole(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: statistics for name, statistics in found.items() if calls[name] == 1}
+
+    @contextmanager
+    def _following(self, number: int, replaced: Mapping[str, nn.Module], kept: Mapping[str, Tensor]) -> Iterator[None]:
+        """The batch norms of the network as it stands do as ``_followed`` says."""
+        handles = [
+            norm.register_forward_hook(
+                lambda _, args, __, name=name: _followed(
+                    self._dense_norms[name], args[0], self._seen[number][name], kept.get(name)
+                )
+            )
+            for name in self._seen[number]
+            if _has_statistics(norm := replaced.get(name, self._dense_norms[name]))
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _points_to_keep(self, cache_bytes: int) -> frozenset[int] | None:
         """Where values are kept: everywhere, or at every second, fourth ... segment if the memory would not do.
@@ -177,6 +241,29 @@ class StitchedNetwork:
         while sum(size for at, size in sizes.items() if at % step == 0) > cache_bytes:
             step *= 2
         return frozenset(at for at in sizes if at % step == 0)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+
+
+def _mean_and_variance(x: Tensor) -> Statistics:
+    """(C,) each, of (N, C, ...)."""
+    variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+    return mean, variance
+
+
+def _followed(dense: nn.Module, x: Tensor, seen: Statistics, kept: Tensor | None) -> Tensor:
+    """The dense network's batch norm on some of its channels, its statistics moved from what it saw to what ``x`` has."""
+    assert isinstance(dense, _BatchNorm) and dense.running_mean is not None and dense.running_var is not None
+    tensors = [dense.running_mean, dense.running_var, dense.weight, dense.bias, *seen]
+    if kept is not None:
+        tensors = [t if t is None else t[kept] for t in tensors]
+    mean, variance, weight, bias, mean_seen, variance_seen = tensors
+    mean_now, variance_now = _mean_and_variance(x)
+    mean = mean + (mean_now - mean_seen)
+    variance = variance * ((variance_now + dense.eps) / (variance_seen + dense.eps))
+    return functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, dense.eps)
 
 
 def norms_after(model: nn.Module) -> dict[str, str]:

@@ -67,7 +67,7 @@ class StitchedRung:
             parts.append(_kl(self._dense[number], logits))
             return float(torch.cat(parts).mean()) <= hopeless_kl
 
-        outputs = self._network.run(stitch.modules, promising)
+        outputs = self._network.run(stitch.modules, promising, stitch.kept)
         kl = torch.cat(parts)
         wrong = torch.cat([logits.argmax(1) != labels for logits, labels in zip(outputs, self._labels)])
         return {
