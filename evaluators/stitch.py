@@ -124,7 +124,7 @@ class StitchedNetwork:
 
     def _run_batch(self, number: int, replaced: Mapping[str, nn.Module], kept: Mapping[str, Tensor]) -> Tensor:
         if self._points is None or not self._replaceable.issuperset(replaced):
-            with _swapped(self._model, replaced), self._following(number, replaced, kept):
+            with _swapped(self._model, replaced), self._following(number, kept):
                 return self._run_whole(self._batches[number])
         memory, used = self._memories[number], {**self._modules, **replaced}
         same = self._unchanged(memory.used, used)
@@ -169,7 +169,8 @@ class StitchedNetwork:
                 arguments, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: environment.get(n, value))
                 name = str(node.target)
                 if node.op == "call_module" and name in seen and _has_statistics(used[name]):
-                    result = _followed(self._dense_norms[name], cast(Tensor, arguments[0]), seen[name], kept.get(name))
+                    x, dense = cast(Tensor, arguments[0]), self._dense_norms[name]
+                    result = _followed(used[name], dense, x, seen[name], kept.get(name))
                 else:
                     result = _call(node, used, arguments, keywords)
             environment[node] = result
@@ -199,17 +200,16 @@ class StitchedNetwork:
         return {name: statistics for name, statistics in found.items() if calls[name] == 1}
 
     @contextmanager
-    def _following(self, number: int, replaced: Mapping[str, nn.Module], kept: Mapping[str, Tensor]) -> Iterator[None]:
+    def _following(self, number: int, kept: Mapping[str, Tensor]) -> Iterator[None]:
         """The batch norms of the network as it stands do as ``_followed`` says."""
-        handles = [
-            norm.register_forward_hook(
-                lambda _, args, __, name=name: _followed(
-                    self._dense_norms[name], args[0], self._seen[number][name], kept.get(name)
-                )
-            )
-            for name in self._seen[number]
-            if _has_statistics(norm := replaced.get(name, self._dense_norms[name]))
-        ]
+        seen = self._seen[number]
+
+        def follow_on(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+            dense, statistics, left = self._dense_norms[name], seen[name], kept.get(name)
+            return lambda norm, args, _: _followed(norm, dense, args[0], statistics, left)
+
+        standing = {name: m for name, m in self._model.named_modules() if name in seen and _has_statistics(m)}
+        handles = [norm.register_forward_hook(follow_on(name)) for name, norm in standing.items()]
         try:
             yield
         finally:
@@ -253,17 +253,15 @@ def _mean_and_variance(x: Tensor) -> Statistics:
     return mean, variance
 
 
-def _followed(dense: nn.Module, x: Tensor, seen: Statistics, kept: Tensor | None) -> Tensor:
-    """The dense network's batch norm on some of its channels, its statistics moved from what it saw to what ``x`` has."""
-    assert isinstance(dense, _BatchNorm) and dense.running_mean is not None and dense.running_var is not None
-    tensors = [dense.running_mean, dense.running_var, dense.weight, dense.bias, *seen]
-    if kept is not None:
-        tensors = [t if t is None else t[kept] for t in tensors]
-    mean, variance, weight, bias, mean_seen, variance_seen = tensors
+def _followed(norm: nn.Module, dense: nn.Module, x: Tensor, seen: Statistics, kept: Tensor | None) -> Tensor:
+    """The batch norm with the dense network's statistics moved from what that saw to what ``x`` (N, C, ...) has."""
+    assert isinstance(norm, _BatchNorm) and isinstance(dense, _BatchNorm)
+    whole = (cast(Tensor, dense.running_mean), cast(Tensor, dense.running_var), *seen)
+    mean, variance, mean_seen, variance_seen = whole if kept is None else (tensor[kept] for tensor in whole)
     mean_now, variance_now = _mean_and_variance(x)
     mean = mean + (mean_now - mean_seen)
-    variance = variance * ((variance_now + dense.eps) / (variance_seen + dense.eps))
-    return functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, dense.eps)
+    variance = variance * ((variance_now + norm.eps) / (variance_seen + norm.eps))
+    return functional.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 def norms_after(model: nn.Module) -> dict[str, str]:

@@ -110,9 +110,31 @@ def changed(model: nn.Module, name: str, seed: int = 0) -> nn.Module:
     return out
 
 
+def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
 def expected(model: nn.Module, replaced: dict[str, nn.Module]) -> Tensor:
+    """The network with its modules replaced, its batch norms moved as what reaches them has moved."""
+    return torch.cat([expected_of(batch, model, replaced) for batch in BATCHES])
+
+
+def expected_of(batch: Tensor, model: nn.Module, replaced: dict[str, nn.Module]) -> Tensor:
+    dense, seen, net = copy.deepcopy(model), {}, with_modules(model, replaced)
+    for name, norm in norms(dense).items():
+        norm.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+
+    def move(norm: nn.BatchNorm2d, args: tuple[Tensor], name: str) -> None:
+        own, (was, now) = norms(model)[name], (x.transpose(0, 1).flatten(1) for x in (seen[name], args[0]))
+        norm.running_mean = own.running_mean + now.mean(1) - was.mean(1)
+        spreads = [x.var(1, correction=0) + norm.eps for x in (was, now)]
+        norm.running_var = own.running_var * spreads[1] / spreads[0]
+
+    for name, norm in norms(net).items():
+        norm.register_forward_pre_hook(lambda norm, args, name=name: move(norm, args, name))
     with torch.no_grad():
-        return torch.cat([with_modules(model, replaced)(batch.clone()) for batch in BATCHES])
+        dense(batch.clone())
+        return net(batch.clone())
 
 
 def candidates(model: nn.Module, count: int) -> list[dict[str, nn.Module]]:
@@ -165,9 +187,30 @@ def test_modules_that_the_network_does_not_call_by_themselves_are_replaced_too()
     model = network("residual")
     stitched = StitchedNetwork(model, BATCHES)
     block = {"layer2": with_modules(model, {"layer2.0.conv1": changed(model, "layer2.0.conv1")}).layer2}
-    assert torch.allclose(torch.cat(stitched.run(block)), expected(model, block), atol=1e-6)
+    assert torch.allclose(torch.cat(stitched.run(block)), expected(model, block), atol=1e-5)
     assert not torch.allclose(expected(model, block), expected(model, {}), atol=1e-3)
     assert torch.allclose(torch.cat(stitched.run({})), expected(model, {}), atol=1e-6)
+
+
+def test_batch_norms_follow_as_if_estimated_anew_on_the_same_pictures():
+    model, x = network("residual"), BATCHES[0]
+
+    def estimate(norm: nn.BatchNorm2d, args: tuple[Tensor]) -> None:
+        norm.running_var, norm.running_mean = torch.var_mean(args[0], (0, 2, 3), correction=0)
+
+    handles = [norm.register_forward_pre_hook(estimate) for norm in norms(model).values()]
+    with torch.no_grad():
+        model(x.clone())
+    for handle in handles:
+        handle.remove()
+    replaced = {"layer1.1.conv1": changed(model, "layer1.1.conv1")}
+    anew = with_modules(model, replaced)
+    for norm in norms(anew).values():
+        norm.train()
+    with torch.no_grad():
+        wanted = anew(x.clone())
+    assert torch.allclose(StitchedNetwork(model, [x]).run(replaced)[0], wanted, atol=1e-3)
+    assert not torch.allclose(with_modules(model, replaced)(x.clone()), wanted, atol=1e-1)
 
 
 def test_a_candidate_that_differs_late_does_not_run_what_comes_before():
@@ -184,7 +227,7 @@ def test_a_candidate_that_differs_late_does_not_run_what_comes_before():
     assert torch.equal(torch.cat(stitched.run({"layer3.2.conv1": late})), logits)
     assert not calls, "what was just run is known"
     stitched.run({"conv1": changed(model, "conv1")})
-    assert calls["bn1"] == len(BATCHES)
+    assert calls["layer1.0.conv1"] == len(BATCHES)
 
 
 def test_with_little_memory_fewer_values_are_kept():
@@ -212,8 +255,9 @@ def test_an_activation_in_place_does_not_spoil_what_is_kept():
     before = torch.cat(stitched.run({}))
     tanh = {"1": nn.Tanh()}
     calls.clear()
-    assert torch.allclose(torch.cat(stitched.run(tanh)), expected(model, tanh), atol=1e-6)
-    assert calls["0"] == len(BATCHES), "only the comparison ran the first convolution"
+    found = torch.cat(stitched.run(tanh))
+    assert not calls["0"], "the first convolution is not run again"
+    assert torch.allclose(found, expected(model, tanh), atol=1e-6)
     assert torch.equal(torch.cat(stitched.run({})), before)
     assert model[1].inplace
 
@@ -232,7 +276,7 @@ def test_stopping_early_leaves_later_batches_fit_for_the_next_candidate():
     assert len(stitched.run(one, go_on)) == 2
     assert seen == [(0, 8), (1, 8)]
     for replaced in (other, one, {}):
-        assert torch.allclose(torch.cat(stitched.run(replaced)), expected(model, replaced), atol=1e-6)
+        assert torch.allclose(torch.cat(stitched.run(replaced)), expected(model, replaced), atol=1e-5)
 
 
 def test_a_candidate_that_fails_leaves_the_others_as_they_are():
@@ -243,7 +287,7 @@ def test_a_candidate_that_fails_leaves_the_others_as_they_are():
     with pytest.raises(RuntimeError):
         stitched.run({**first, "layer2.0.conv1": nn.Conv2d(5, 8, 3)})
     for replaced in (first, {}):
-        assert torch.allclose(torch.cat(stitched.run(replaced)), expected(model, replaced), atol=1e-6)
+        assert torch.allclose(torch.cat(stitched.run(replaced)), expected(model, replaced), atol=1e-5)
 
 
 def test_a_norm_belongs_to_a_layer_only_where_it_normalises_that_layer_alone():
