@@ -40,6 +40,8 @@ class LayerInfo:
         Of a convolution; ``padding`` is a pair or the words torch takes.
     groups
         Of a convolution; 1 otherwise.
+    read
+        Its attributes that the network reads beside calling it, as ``weight``.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LayerInfo:
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    read: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:

@@ -197,13 +197,22 @@ def conv_reason(layer: LayerInfo) -> str | None:
     return dense_reason(layer)
 
 
+def read_reason(layer: LayerInfo) -> str | None:
+    """Why several layers cannot stand in the place of one, or ``None``."""
+    if not layer.read:
+        return None
+    return (
+        f"the network itself reads {', '.join(layer.read)} of '{layer.name}', which factors do not have; leave it out"
+    )
+
+
 def dense_reason(layer: LayerInfo) -> str | None:
     """Why a convolution's outputs are not all made by one matrix from inputs that its geometry tells, or ``None``."""
     if layer.groups != 1:
         return f"'{layer.name}' has {layer.groups} groups; only ungrouped convolutions can be split this way"
     if tuple(_output_sizes(layer)) != layer.output_shape[1:]:
         return f"'{layer.name}' pads its input in a way that its stride, padding and dilation do not tell"
-    return None
+    return read_reason(layer)
 
 
 def _output_sizes(layer: LayerInfo) -> Iterator[int]:

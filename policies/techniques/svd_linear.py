@@ -13,6 +13,7 @@ from .factors import (
     Whitening,
     dense_reason,
     matrix_factors,
+    read_reason,
     require_plain,
     require_rank,
     require_whitening,
@@ -66,7 +67,7 @@ class SVDLinear:
 
     def check(self, layer: LayerInfo) -> str | None:
         if layer.kind == "linear":
-            return None
+            return read_reason(layer)
         if layer.weight_shape[2:] != (1, 1):
             size = " x ".join(map(str, layer.weight_shape[2:]))
             return (
