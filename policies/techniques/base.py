@@ -100,7 +100,7 @@ class Calibration:
         (N, ...) of the layer.
     gradients
         (N, ...) of each picture's loss with respect to the layer's output for the same inputs; ``None`` where no technique
-        asked. The loss is the cross-entropy with the network's own most likely class, so that no labels are needed.
+        asked. Their squares are on average those of the cross-entropy with labels drawn from the network's own prediction.
     """
 
     inputs: Tensor
