@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar, cast, get_args
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PolicyError
 from ..second_order import damped
-from .base import Calibration, LayerCost, LayerInfo, Technique
+from .base import Calibration, LayerCost, LayerInfo
 from .hessians import layer_hessians
 
 FLOAT_BITS = 32
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 Whitening = Literal["none", "activations"]
+
+
+class Factorization(Protocol):
+    """A dataclass of one rank or several, whole numbers all of them, that tells what its factors cost."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def is_identity(self, layer: LayerInfo) -> bool: ...
+
+    def cost(self, layer: LayerInfo) -> LayerCost: ...
 
 
 def require_rank(technique: str, parameter: str, rank: object) -> None:
@@ -156,12 +167,32 @@ def two_layer_cost(layer: LayerInfo, rank: int) -> LayerCost:
     return LayerCost(layer.macs // layer.weights * weights, float(FLOAT_BITS * weights))
 
 
-def dearer_reason(technique: Technique, layer: LayerInfo) -> str | None:
-    """Why factors make a layer no cheaper: they would multiply as often as it does; or ``None``."""
-    macs = layer.macs if technique.is_identity(layer) else technique.cost(layer).macs
-    if macs < layer.macs or technique.is_identity(layer):
+def dearer_reason(technique: Factorization, layer: LayerInfo) -> str | None:
+    """Why factors make a layer no cheaper: they would multiply as often as it does, or be as many; or ``None``."""
+    if technique.is_identity(layer) or _helps(technique, layer):
         return None
-    return f"'{layer.name}' takes {layer.macs} MACs and its factors would take {macs}; lower the rank or leave it out"
+    cost, cheaper = technique.cost(layer), _largest_that_helps(technique, layer)
+    counts = f"{layer.macs} MACs and its factors would take {cost.macs}"
+    if cost.macs < layer.macs:
+        counts = f"{layer.weights} weights and its factors would take {round(cost.weight_bits / FLOAT_BITS)}"
+    advice = "no rank helps, leave it out" if cheaper is None else f"the largest rank that helps is {cheaper}"
+    return f"'{layer.name}' takes {counts}; {advice}"
+
+
+def _helps(technique: Factorization, layer: LayerInfo) -> bool:
+    cost = technique.cost(layer)
+    return cost.macs < layer.macs and cost.weight_bits < FLOAT_BITS * layer.weights
+
+
+def _largest_that_helps(technique: Factorization, layer: LayerInfo) -> str | None:
+    """In words; of several ranks, the largest that stand to each other as those that were given."""
+    given = {entry.name: getattr(technique, entry.name) for entry in fields(technique) if entry.type == "int"}
+    top = max(given.values())
+    for part in range(top - 1, 0, -1):
+        ranks = {name: max(1, rank * part // top) for name, rank in given.items()}
+        if _helps(replace(technique, **ranks), layer):
+            return ", ".join(str(rank) if name == "rank" else f"{name} {rank}" for name, rank in ranks.items())
+    return None
 
 
 def linear_factor(weight: Tensor, like: nn.Linear, bias: Tensor | None = None) -> nn.Linear:

@@ -11,6 +11,7 @@ from .base import ADDED_LATER, About, Calibration, LayerCost, LayerInfo, Phase
 from .factors import (
     FLOAT_BITS,
     Whitening,
+    dearer_reason,
     dense_reason,
     matrix_factors,
     read_reason,
@@ -67,14 +68,14 @@ class SVDLinear:
 
     def check(self, layer: LayerInfo) -> str | None:
         if layer.kind == "linear":
-            return read_reason(layer)
+            return read_reason(layer) or dearer_reason(self, layer)
         if layer.weight_shape[2:] != (1, 1):
             size = " x ".join(map(str, layer.weight_shape[2:]))
             return (
                 f"'{layer.name}' is a {layer.kind} layer with a {size} kernel; svd takes linear layers and 1 x 1"
                 " convolutions (svd_spatial, svd_channel, cp or tucker2 may fit)"
             )
-        return dense_reason(layer)
+        return dense_reason(layer) or dearer_reason(self, layer)
 
     def is_identity(self, layer: LayerInfo) -> bool:
         return self.rank >= min(layer.weight_shape[:2])

@@ -329,3 +329,17 @@ def test_factors_are_refused_for_a_layer_that_the_network_reads_itself():
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
     assert "layer 'project': svd cannot be applied: the network itself reads weight of 'project'" in lines[1]
+
+
+def test_factors_that_do_not_pay_on_what_is_left_of_a_layer_are_left_out():
+    _, graph, _ = network("lenet5")
+    steps = {
+        "conv2": [Step.of("prune_channels", sparsity=0.8), Step.of("svd_spatial", rank=30)],
+        "fc1": [Step.of("svd", rank=160)],
+    }
+    plan = make_plan(Policy(steps), graph)
+    assert plan.layers == ()
+    assert list(plan.policy.layers) == ["conv2"]
+    assert make_plan(plan.policy, graph) == plan
+    with pytest.raises(PolicyError, match="'fc1' takes 400000 MACs and its factors would take 520000"):
+        make_plan(Policy({"fc1": [Step.of("svd", rank=400)]}), graph)
