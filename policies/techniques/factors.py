@@ -130,10 +130,16 @@ def whitened_svd(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tens
     return (left * scale).to(matrix.dtype), (right / scale[:, None]).to(matrix.dtype)
 
 
-def matrix_factors(
+def full_rank(layer: LayerInfo) -> int:
+    """Of a layer's weight as a matrix (out, in * kh * kw)."""
+    out = layer.weight_shape[0]
+    return min(out, layer.weights // out)
+
+
+def factorized(
     technique: str, layer: nn.Conv2d | nn.Linear, rank: int, whitening: Whitening, calibration: Calibration | None
-) -> tuple[Tensor, Tensor]:
-    """``left`` (out, rank) and ``right`` (rank, in * kh * kw) of a layer's weight, for the weight or for the outputs.
+) -> nn.Module:
+    """``two_layers`` from the best factors of the layer's weight, for the weight or for the outputs; itself at full rank.
 
     Raises
     ------
@@ -141,9 +147,27 @@ def matrix_factors(
         Where outputs are asked for without calibration inputs.
     """
     matrix = layer.weight.detach().flatten(1)
+    if rank >= min(matrix.shape):
+        return layer
     if whitening == "none":
-        return truncated_svd(matrix, rank)
-    return whitened_svd(matrix, layer_hessians(technique, layer, [layer], calibration)[0], rank)
+        return two_layers(layer, *truncated_svd(matrix, rank))
+    return two_layers(layer, *whitened_svd(matrix, layer_hessians(technique, layer, [layer], calibration)[0], rank))
+
+
+def unfilled(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Module:
+    """As ``factorized``, with weights of zero."""
+    out, inputs = layer.weight.flatten(1).shape
+    if rank >= min(out, inputs):
+        return layer
+    return two_layers(layer, layer.weight.new_zeros(out, rank), layer.weight.new_zeros(rank, inputs))
+
+
+def factorized_cost(layer: LayerInfo, rank: int) -> LayerCost:
+    """What ``factorized`` leaves."""
+    weights = layer.weights
+    if rank < full_rank(layer):
+        weights = rank * (layer.weight_shape[0] + layer.weights // layer.weight_shape[0])
+    return LayerCost(layer.macs // layer.weights * weights, float(FLOAT_BITS * weights))
 
 
 def two_layers(layer: nn.Conv2d | nn.Linear, left: Tensor, right: Tensor) -> nn.Sequential:
@@ -153,18 +177,6 @@ def two_layers(layer: nn.Conv2d | nn.Linear, left: Tensor, right: Tensor) -> nn.
     geometry: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     first = conv_factor(right.reshape(-1, *layer.weight.shape[1:]), layer, **geometry)
     return nn.Sequential(first, conv_factor(left[:, :, None, None], layer, layer.bias)).train(layer.training)
-
-
-def unfilled(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Sequential:
-    """As ``two_layers``, with weights of zero."""
-    inputs = layer.weight[0].numel()
-    return two_layers(layer, layer.weight.new_zeros(len(layer.weight), rank), layer.weight.new_zeros(rank, inputs))
-
-
-def two_layer_cost(layer: LayerInfo, rank: int) -> LayerCost:
-    """What ``two_layers`` of a rank below the layer's own leave."""
-    weights = rank * (layer.weight_shape[0] + layer.weights // layer.weight_shape[0])
-    return LayerCost(layer.macs // layer.weights * weights, float(FLOAT_BITS * weights))
 
 
 def dearer_reason(technique: Factorization, layer: LayerInfo) -> str | None:
