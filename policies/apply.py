@@ -42,6 +42,10 @@ STATISTICS_BATCH = 64
 # Inputs that are recorded for a layer's Hessian: a few batches, fewer of them where a layer's inputs are large.
 HESSIAN_BATCHES = 4
 HESSIAN_VALUES = 2**23
+# Bits a weight below which batch norms are estimated anew. Without training, ResNet-20 on CIFAR-10 errs on 10.8 % of 1000
+# pictures; with 3 bits in its blocks on 23.4 %, on 12.8 % with new estimates from 256 pictures; with 2 bits on 87.2 and
+# 19.2 %; with a binary last stage on 82.6 and 18.0 %; with 4 bits everywhere on 12.4 and 12.5 %.
+COARSE_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def apply_plan(
     _drop(plan, graph, model, calibration[:1], choices)
     _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped), early=True)
     drop_dead(plan, graph, model, calibration[:1])
-    _take_turn(plan, model, calibration, _changes_inputs(plan), early=False)
+    _quantize(plan, model, calibration, _is_reshaped(plan))
     return CompressedModel(model.eval(), plan)
 
 
@@ -203,7 +207,7 @@ def settle_statistics(model: nn.Module) -> None:
 
 def quantize_layers(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
     """Carry out the plan's techniques from quantization on, in place, on a network that holds the earlier ones."""
-    _take_turn(plan, model.eval(), calibration, False, early=False)
+    _quantize(plan, model.eval(), calibration, False)
 
 
 def round_vectors(model: nn.Module) -> None:
@@ -226,7 +230,14 @@ def settle_and_quantize(plan: Plan, model: nn.Module, calibration: Tensor) -> No
     for _, module in weighted_modules(model):
         # Ranges that were found elsewhere must not clip what the batch norms see.
         drop_input_range(module)
-    _set_ranges(plan, model, calibration, _changes_inputs(plan))
+    _set_ranges(plan, model, calibration, _is_reshaped(plan) or _is_coarse(plan))
+
+
+def _quantize(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) -> None:
+    """The techniques from quantization on; what the network sees behind coarse weights is found anew."""
+    _take_turn(plan, model, calibration, changed, early=False)
+    if _is_coarse(plan):
+        settle_and_quantize(plan, model, calibration)
 
 
 def _set_ranges(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) -> None:
@@ -235,7 +246,13 @@ def _set_ranges(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool
         set_input_range(model.get_submodule(name), *input_range(x, methods[name]))
 
 
-def _changes_inputs(plan: Plan) -> bool:
+def _is_coarse(plan: Plan) -> bool:
+    """Whether quantization leaves some layer fewer than ``COARSE_BITS`` a weight."""
+    late = [(p.layer, t) for p in plan.layers for t in p.techniques if t.phase >= Phase.QUANTIZE]
+    return any(technique.cost(layer).weight_bits < COARSE_BITS * layer.weights for layer, technique in late)
+
+
+def _is_reshaped(plan: Plan) -> bool:
     """Whether batch norms see other values by what the plan does before quantization."""
     early = any(t.phase < Phase.QUANTIZE for layer in plan.layers for t in layer.techniques)
     return early or bool(plan.channels or plan.dropped)

@@ -16,6 +16,7 @@ from .errors import ModelError
 from .forms import WEIGHTED, weighted_modules
 from .labelled_groups import labelled_groups
 from .labels import OUTPUTS
+from .reading import attributes_read
 from .slicing import can_cut, cut_channels
 from .techniques.base import LayerInfo
 from .watching import watching
@@ -169,7 +170,8 @@ def _trace_layers(model: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
     finally:
         for hook in hooks:
             hook.remove()
-    return layers
+    read = attributes_read(model, example, layers)
+    return {name: replace(layer, read=read.get(name, ())) for name, layer in layers.items()}
 
 
 def _layer_info(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerInfo:

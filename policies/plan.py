@@ -91,7 +91,7 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     plans, normalised = [], {root: [step] for root, (_, step) in kept.items()}
     normalised |= {branch.root: [Step.of(DropBranch.name)] for branch in dropped}
     for name, pairs in wanted.items():
-        plan, steps_kept = _plan_layer(shapes[name], pairs, complaints)
+        plan, steps_kept = _plan_layer(shapes[name], graph.layers[name], pairs, complaints)
         normalised.setdefault(name, []).extend(steps_kept)
         if plan.techniques:
             plans.append(plan)
@@ -153,11 +153,14 @@ def _dropped(names: Iterable[str], graph: ModelGraph, complaints: list[str]) -> 
 
 
 def _plan_layer(
-    layer: LayerInfo, pairs: Iterable[tuple[Technique, Step]], complaints: list[str]
+    layer: LayerInfo, whole: LayerInfo, pairs: Iterable[tuple[Technique, Step]], complaints: list[str]
 ) -> tuple[LayerPlan, list[Step]]:
     chosen: dict[int, tuple[Technique, Step]] = {}
     for technique, step in sorted(pairs, key=lambda pair: pair[0].phase):
         reason = technique.check(layer)
+        # Factors that pay on the whole layer but not on what is left of it are as a full rank: without effect.
+        if reason is not None and technique.phase == Phase.FACTORIZE and technique.check(whole) is None:
+            continue
         if reason is not None:
             complaints.append(f"layer '{layer.name}': {technique.name} cannot be applied: {reason}")
         elif technique.is_identity(layer):

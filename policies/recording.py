@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .techniques.base import Calibration
 
@@ -20,16 +19,30 @@ GRADIENT_VALUES = 2**24
 def record_gradients(model: nn.Module, layers: Mapping[str, nn.Module], pictures: Tensor) -> dict[str, Calibration]:
     """What the layers see on pictures (N, C, H, W), and the gradients of each picture's loss, in evaluation mode.
 
-    The loss is the cross-entropy with the network's own most likely class, summed over pictures, so that each row is the
-    gradient of one picture's loss. A layer that is called more than once is judged by its first call.
+    The mean of the gradients' squares is that of the cross-entropy with labels drawn from the network's own prediction, the
+    Fisher information; see ``prediction_slopes``. A layer that is called more than once is judged by its first call.
     """
+    generator = torch.Generator().manual_seed(0)
     inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
     gradients: dict[str, list[Tensor]] = {name: [] for name in layers}
     for batch in pictures[:GRADIENT_PICTURES].split(GRADIENT_BATCH):
-        _record_batch(model, layers, batch, inputs, gradients)
+        _record_batch(model, layers, batch, generator, inputs, gradients)
         if all(_is_full(inputs[name], gradients[name]) for name in layers):
             break
     return {name: Calibration(torch.cat(inputs[name]), torch.cat(gradients[name])) for name in layers}
+
+
+def prediction_slopes(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Random gradients (N, classes) of a loss with respect to logits, of covariance ``diag(p) - p p^T``.
+
+    That is the covariance of ``p - onehot(y)`` for labels drawn from the prediction ``p``, and the Hessian of the
+    cross-entropy whatever the label. A network that is sure of itself draws labels that tell next to nothing but for a few
+    pictures; ``(diag(p)^(1/2) - p p^(1/2)T) e`` with random signs ``e`` tells something of each.
+    """
+    p = logits.detach().softmax(1)
+    signs = torch.randint(0, 2, p.shape, generator=generator) * 2.0 - 1.0
+    spread = p.sqrt() * signs
+    return spread - p * spread.sum(1, keepdim=True)
 
 
 def _is_full(inputs: list[Tensor], gradients: list[Tensor]) -> bool:
@@ -40,6 +53,7 @@ def _record_batch(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     batch: Tensor,
+    generator: torch.Generator,
     inputs: dict[str, list[Tensor]],
     gradients: dict[str, list[Tensor]],
 ) -> None:
@@ -61,7 +75,7 @@ def _record_batch(
             # The gradient must flow even through a network that is handed over frozen, or overwrites its input.
             source = batch.detach().requires_grad_(True)
             logits = model(source.clone())
-            functional.cross_entropy(logits, logits.detach().argmax(1), reduction="sum").backward(inputs=[source])
+            logits.backward(prediction_slopes(logits, generator), inputs=[source])
     finally:
         for handle in handles:
             handle.remove()

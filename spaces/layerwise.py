@@ -305,7 +305,9 @@ class LayerwiseSpace:
                 yield self._dropping(group, round(1 - channels, 6))
         factors = None
         if rank < 1:
-            factors = self._best(layer, factor_steps(layer, rank, self.factorize))
+            wanted = self._best(layer, factor_steps(layer, rank, self.factorize))
+            factors = wanted if _fits(wanted, layer) else None
+        if factors is not None:
             yield factors
         sparsity, precision = float(str(options["sparsity"])), str(options["precision"])
         # Zeros would not be kept in a weight that is made from few parameters.

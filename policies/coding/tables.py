@@ -201,7 +201,13 @@ def _law(spread: int, precision: int) -> np.ndarray:
     return _GEOMETRIC[spread][: (2 * _OCTAVES << precision) + 1]
 
 
-_LOG_GEOMETRIC = [
-    np.stack([np.log2(_law(spread, precision).sum() / _law(spread, precision)) for spread in range(_SPREADS)])
-    for precision in range(5)
-]
+def _law_bits(spread: int, precision: int) -> np.ndarray:
+    law = _law(spread, precision)
+    bits = np.log2(law.sum() / law)
+    # The coder sums in float32, which beyond 2^24 rounds: in this law its last symbol is left without a probability.
+    if (spread, precision) == (6, 4):
+        bits[-1] = np.inf
+    return bits
+
+
+_LOG_GEOMETRIC = [np.stack([_law_bits(spread, precision) for spread in range(_SPREADS)]) for precision in range(5)]

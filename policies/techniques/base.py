@@ -40,6 +40,8 @@ class LayerInfo:
         Of a convolution; ``padding`` is a pair or the words torch takes.
     groups
         Of a convolution; 1 otherwise.
+    read
+        Its attributes that the network reads beside calling it, as ``weight``.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LayerInfo:
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    read: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -97,7 +100,7 @@ class Calibration:
         (N, ...) of the layer.
     gradients
         (N, ...) of each picture's loss with respect to the layer's output for the same inputs; ``None`` where no technique
-        asked. The loss is the cross-entropy with the network's own most likely class, so that no labels are needed.
+        asked. Their squares are on average those of the cross-entropy with labels drawn from the network's own prediction.
     """
 
     inputs: Tensor

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar, cast, get_args
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PolicyError
 from ..second_order import damped
-from .base import Calibration, LayerCost, LayerInfo, Technique
+from .base import Calibration, LayerCost, LayerInfo
 from .hessians import layer_hessians
 
 FLOAT_BITS = 32
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 Whitening = Literal["none", "activations"]
+
+
+class Factorization(Protocol):
+    """A dataclass of one rank or several, whole numbers all of them, that tells what its factors cost."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def is_identity(self, layer: LayerInfo) -> bool: ...
+
+    def cost(self, layer: LayerInfo) -> LayerCost: ...
 
 
 def require_rank(technique: str, parameter: str, rank: object) -> None:
@@ -119,10 +130,16 @@ def whitened_svd(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tens
     return (left * scale).to(matrix.dtype), (right / scale[:, None]).to(matrix.dtype)
 
 
-def matrix_factors(
+def full_rank(layer: LayerInfo) -> int:
+    """Of a layer's weight as a matrix (out, in * kh * kw)."""
+    out = layer.weight_shape[0]
+    return min(out, layer.weights // out)
+
+
+def factorized(
     technique: str, layer: nn.Conv2d | nn.Linear, rank: int, whitening: Whitening, calibration: Calibration | None
-) -> tuple[Tensor, Tensor]:
-    """``left`` (out, rank) and ``right`` (rank, in * kh * kw) of a layer's weight, for the weight or for the outputs.
+) -> nn.Module:
+    """``two_layers`` from the best factors of the layer's weight, for the weight or for the outputs; itself at full rank.
 
     Raises
     ------
@@ -130,9 +147,27 @@ def matrix_factors(
         Where outputs are asked for without calibration inputs.
     """
     matrix = layer.weight.detach().flatten(1)
+    if rank >= min(matrix.shape):
+        return layer
     if whitening == "none":
-        return truncated_svd(matrix, rank)
-    return whitened_svd(matrix, layer_hessians(technique, layer, [layer], calibration)[0], rank)
+        return two_layers(layer, *truncated_svd(matrix, rank))
+    return two_layers(layer, *whitened_svd(matrix, layer_hessians(technique, layer, [layer], calibration)[0], rank))
+
+
+def unfilled(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Module:
+    """As ``factorized``, with weights of zero."""
+    out, inputs = layer.weight.flatten(1).shape
+    if rank >= min(out, inputs):
+        return layer
+    return two_layers(layer, layer.weight.new_zeros(out, rank), layer.weight.new_zeros(rank, inputs))
+
+
+def factorized_cost(layer: LayerInfo, rank: int) -> LayerCost:
+    """What ``factorized`` leaves."""
+    weights = layer.weights
+    if rank < full_rank(layer):
+        weights = rank * (layer.weight_shape[0] + layer.weights // layer.weight_shape[0])
+    return LayerCost(layer.macs // layer.weights * weights, float(FLOAT_BITS * weights))
 
 
 def two_layers(layer: nn.Conv2d | nn.Linear, left: Tensor, right: Tensor) -> nn.Sequential:
@@ -144,24 +179,32 @@ def two_layers(layer: nn.Conv2d | nn.Linear, left: Tensor, right: Tensor) -> nn.
     return nn.Sequential(first, conv_factor(left[:, :, None, None], layer, layer.bias)).train(layer.training)
 
 
-def unfilled(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Sequential:
-    """As ``two_layers``, with weights of zero."""
-    inputs = layer.weight[0].numel()
-    return two_layers(layer, layer.weight.new_zeros(len(layer.weight), rank), layer.weight.new_zeros(rank, inputs))
-
-
-def two_layer_cost(layer: LayerInfo, rank: int) -> LayerCost:
-    """What ``two_layers`` of a rank below the layer's own leave."""
-    weights = rank * (layer.weight_shape[0] + layer.weights // layer.weight_shape[0])
-    return LayerCost(layer.macs // layer.weights * weights, float(FLOAT_BITS * weights))
-
-
-def dearer_reason(technique: Technique, layer: LayerInfo) -> str | None:
-    """Why factors make a layer no cheaper: they would multiply as often as it does; or ``None``."""
-    macs = layer.macs if technique.is_identity(layer) else technique.cost(layer).macs
-    if macs < layer.macs or technique.is_identity(layer):
+def dearer_reason(technique: Factorization, layer: LayerInfo) -> str | None:
+    """Why factors make a layer no cheaper: they would multiply as often as it does, or be as many; or ``None``."""
+    if technique.is_identity(layer) or _helps(technique, layer):
         return None
-    return f"'{layer.name}' takes {layer.macs} MACs and its factors would take {macs}; lower the rank or leave it out"
+    cost, cheaper = technique.cost(layer), _largest_that_helps(technique, layer)
+    counts = f"{layer.macs} MACs and its factors would take {cost.macs}"
+    if cost.macs < layer.macs:
+        counts = f"{layer.weights} weights and its factors would take {round(cost.weight_bits / FLOAT_BITS)}"
+    advice = "no rank helps, leave it out" if cheaper is None else f"the largest rank that helps is {cheaper}"
+    return f"'{layer.name}' takes {counts}; {advice}"
+
+
+def _helps(technique: Factorization, layer: LayerInfo) -> bool:
+    cost = technique.cost(layer)
+    return cost.macs < layer.macs and cost.weight_bits < FLOAT_BITS * layer.weights
+
+
+def _largest_that_helps(technique: Factorization, layer: LayerInfo) -> str | None:
+    """In words; of several ranks, the largest that stand to each other as those that were given."""
+    given = {entry.name: getattr(technique, entry.name) for entry in fields(technique) if entry.type == "int"}
+    top = max(given.values())
+    for part in range(top - 1, 0, -1):
+        ranks = {name: max(1, rank * part // top) for name, rank in given.items()}
+        if _helps(replace(technique, **ranks), layer):
+            return ", ".join(str(rank) if name == "rank" else f"{name} {rank}" for name, rank in ranks.items())
+    return None
 
 
 def linear_factor(weight: Tensor, like: nn.Linear, bias: Tensor | None = None) -> nn.Linear:
@@ -197,13 +240,22 @@ def conv_reason(layer: LayerInfo) -> str | None:
     return dense_reason(layer)
 
 
+def read_reason(layer: LayerInfo) -> str | None:
+    """Why several layers cannot stand in the place of one, or ``None``."""
+    if not layer.read:
+        return None
+    return (
+        f"the network itself reads {', '.join(layer.read)} of '{layer.name}', which factors do not have; leave it out"
+    )
+
+
 def dense_reason(layer: LayerInfo) -> str | None:
     """Why a convolution's outputs are not all made by one matrix from inputs that its geometry tells, or ``None``."""
     if layer.groups != 1:
         return f"'{layer.name}' has {layer.groups} groups; only ungrouped convolutions can be split this way"
     if tuple(_output_sizes(layer)) != layer.output_shape[1:]:
         return f"'{layer.name}' pads its input in a way that its stride, padding and dilation do not tell"
-    return None
+    return read_reason(layer)
 
 
 def _output_sizes(layer: LayerInfo) -> Iterator[int]:

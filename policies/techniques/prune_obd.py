@@ -31,7 +31,8 @@ class PruneOBD:
     sparsity
         Share of the weights that become zero, 0 <= sparsity < 1.
     curvature
-        What stands for ``h_ii``: ``fisher``, the mean squared gradient of the network's loss (1801.05787, eq. 5); or
+        What stands for ``h_ii``: ``fisher``, the mean squared gradient of the network's loss (1801.05787, eq. 5), labels
+        being drawn from its own prediction; or
         ``inputs``, the mean square of what the weight multiplies, which is the diagonal of the layer's own squared error.
     """
 

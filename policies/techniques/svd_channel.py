@@ -9,16 +9,15 @@ from torch import nn
 
 from .base import ADDED_LATER, About, Calibration, LayerCost, LayerInfo, Phase
 from .factors import (
-    FLOAT_BITS,
     Whitening,
     conv_reason,
     dearer_reason,
-    matrix_factors,
+    factorized,
+    factorized_cost,
+    full_rank,
     require_plain,
     require_rank,
     require_whitening,
-    two_layer_cost,
-    two_layers,
     unfilled,
 )
 
@@ -69,25 +68,16 @@ class SVDChannel:
         return conv_reason(layer) or dearer_reason(self, layer)
 
     def is_identity(self, layer: LayerInfo) -> bool:
-        return layer.kind == "conv2d" and self.rank >= _full_rank(layer.weight_shape)
+        return layer.kind == "conv2d" and self.rank >= full_rank(layer)
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
-        layer = require_plain(self.name, module, nn.Conv2d)
-        if self.rank >= _full_rank(tuple(layer.weight.shape)):
-            return layer
-        return two_layers(layer, *matrix_factors(self.name, layer, self.rank, self.whitening, calibration))
+        return factorized(
+            self.name, require_plain(self.name, module, nn.Conv2d), self.rank, self.whitening, calibration
+        )
 
     def outline(self, module: nn.Module) -> nn.Module:
         """The layers that ``apply`` makes, their weights of no account."""
-        layer = require_plain(self.name, module, nn.Conv2d)
-        return layer if self.rank >= _full_rank(tuple(layer.weight.shape)) else unfilled(layer, self.rank)
+        return unfilled(require_plain(self.name, module, nn.Conv2d), self.rank)
 
     def cost(self, layer: LayerInfo) -> LayerCost:
-        if self.is_identity(layer):
-            return LayerCost(layer.macs, float(FLOAT_BITS * layer.weights))
-        return two_layer_cost(layer, self.rank)
-
-
-def _full_rank(shape: tuple[int, ...]) -> int:
-    out_channels, in_channels, kernel_y, kernel_x = shape
-    return min(out_channels, in_channels * kernel_y * kernel_x)
+        return factorized_cost(layer, self.rank)

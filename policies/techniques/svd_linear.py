@@ -9,15 +9,16 @@ from torch import nn
 
 from .base import ADDED_LATER, About, Calibration, LayerCost, LayerInfo, Phase
 from .factors import (
-    FLOAT_BITS,
     Whitening,
+    dearer_reason,
     dense_reason,
-    matrix_factors,
+    factorized,
+    factorized_cost,
+    full_rank,
+    read_reason,
     require_plain,
     require_rank,
     require_whitening,
-    two_layer_cost,
-    two_layers,
     unfilled,
 )
 
@@ -66,33 +67,27 @@ class SVDLinear:
 
     def check(self, layer: LayerInfo) -> str | None:
         if layer.kind == "linear":
-            return None
+            return read_reason(layer) or dearer_reason(self, layer)
         if layer.weight_shape[2:] != (1, 1):
             size = " x ".join(map(str, layer.weight_shape[2:]))
             return (
                 f"'{layer.name}' is a {layer.kind} layer with a {size} kernel; svd takes linear layers and 1 x 1"
                 " convolutions (svd_spatial, svd_channel, cp or tucker2 may fit)"
             )
-        return dense_reason(layer)
+        return dense_reason(layer) or dearer_reason(self, layer)
 
     def is_identity(self, layer: LayerInfo) -> bool:
-        return self.rank >= min(layer.weight_shape[:2])
+        return self.rank >= full_rank(layer)
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
-        layer = self._layer(module)
-        if self.rank >= min(layer.weight.shape[:2]):
-            return layer
-        return two_layers(layer, *matrix_factors(self.name, layer, self.rank, self.whitening, calibration))
+        return factorized(self.name, self._layer(module), self.rank, self.whitening, calibration)
 
     def outline(self, module: nn.Module) -> nn.Module:
         """The layers that ``apply`` makes, their weights of no account."""
-        layer = self._layer(module)
-        return layer if self.rank >= min(layer.weight.shape[:2]) else unfilled(layer, self.rank)
+        return unfilled(self._layer(module), self.rank)
 
     def cost(self, layer: LayerInfo) -> LayerCost:
-        if self.is_identity(layer):
-            return LayerCost(layer.macs, float(FLOAT_BITS * layer.weights))
-        return two_layer_cost(layer, self.rank)
+        return factorized_cost(layer, self.rank)
 
     def _layer(self, module: nn.Module) -> nn.Conv2d | nn.Linear:
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):

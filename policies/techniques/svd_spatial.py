@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from .base import About, Calibration, LayerCost, LayerInfo, Phase
-from .factors import FLOAT_BITS, conv_factor, conv_reason, require_plain, require_rank, truncated_svd
+from .factors import FLOAT_BITS, conv_factor, conv_reason, dearer_reason, require_plain, require_rank, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SVDSpatial:
         require_rank(self.name, "rank", self.rank)
 
     def check(self, layer: LayerInfo) -> str | None:
-        return conv_reason(layer)
+        return conv_reason(layer) or dearer_reason(self, layer)
 
     def is_identity(self, layer: LayerInfo) -> bool:
         return layer.kind == "conv2d" and self.rank >= _full_rank(layer.weight_shape)

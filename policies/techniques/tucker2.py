@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import About, Calibration, LayerCost, LayerInfo, Phase
-from .factors import FLOAT_BITS, conv_factor, conv_reason, require_plain, require_rank
+from .factors import FLOAT_BITS, conv_factor, conv_reason, dearer_reason, require_plain, require_rank
 
 SWEEPS = 3
 
@@ -52,7 +52,7 @@ class Tucker2:
         require_rank(self.name, "rank_out", self.rank_out)
 
     def check(self, layer: LayerInfo) -> str | None:
-        return conv_reason(layer)
+        return conv_reason(layer) or dearer_reason(self, layer)
 
     def is_identity(self, layer: LayerInfo) -> bool:
         return self.rank_out >= layer.weight_shape[0] and self.rank_in >= layer.weight_shape[1]

@@ -29,6 +29,7 @@ from paretopress.policies.policy import Policy, Step
 from paretopress.policies.techniques import TECHNIQUES, Calibration
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.svd_linear import SVDLinear
+from paretopress.policies.watching import watching
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
@@ -255,6 +256,37 @@ def test_statistics_of_several_batches_are_averaged():
     model, calibration = copy.deepcopy(network("digits")[0]), torch.randn(128, 1, 8, 8)
     reestimate_statistics(model, calibration)
     assert torch.allclose(model.bn1.running_mean, outputs(model.conv1, calibration).mean((0, 2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "anew"),
+    [
+        (Step.of("binarize", method="mean"), True),
+        (Step.of("share", clusters=4), True),
+        (Step.of("quantize", bits=2, activations="int8"), True),
+        (Step.of("quantize", bits=8, activations="int8"), False),
+    ],
+)
+def test_batch_norms_behind_coarse_weights_are_those_of_what_they_see(step, anew):
+    model, _, calibration = network("resnet20")
+    compressed = compress("resnet20", {"layer1.0.conv1": [step], "layer2.0.conv2": [step]}).model
+    again = copy.deepcopy(compressed)
+    for _, module in forms.weighted_modules(again):
+        forms.drop_input_range(module)
+    reestimate_statistics(again, calibration)
+    held, expected = (net.layer1[0].bn1.running_mean for net in (compressed, again if anew else model))
+    assert torch.allclose(held, expected, atol=1e-5)
+
+
+def test_ranges_behind_coarse_weights_are_those_of_what_they_see():
+    step = Step.of("quantize", bits=2, activations="int8")
+    compressed = compress("resnet20", {"layer1.0.conv1": [step], "layer2.0.conv2": [step]}).model
+    scale, seen = float(compressed.layer2[0].conv2.input_scale), []
+    for _, module in forms.weighted_modules(compressed):
+        forms.drop_input_range(module)
+    with watching({"": compressed.layer2[0].conv2}, lambda _, x: seen.append(x)), torch.no_grad():
+        compressed(network("resnet20")[2])
+    assert 255 * scale == pytest.approx(float(seen[0].max()), rel=0.05)
 
 
 def test_a_single_calibration_picture_leaves_the_statistics_as_they_are():

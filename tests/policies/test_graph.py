@@ -323,3 +323,20 @@ def silence(model: nn.Module, graph: ModelGraph, dropped: dict[str, list[int]], 
                     layer.weight[index], layer.bias[index] = 0, 0
                 else:
                     layer.weight[:, index * member.factor : (index + 1) * member.factor] = 0
+
+
+def test_attributes_that_the_network_reads_of_a_layer_are_noted():
+    def run(self, x):
+        x = self.a(x.to(self.b.weight.dtype))
+        return self.c(pooled(self.b(x))) * self.c.out_features
+
+    net = Net({"a": conv(3, 8), "b": conv(8, 8), "c": nn.Linear(8, 5)}, run)
+    layers = ModelGraph.trace(net, sample(1, 3, 8, 8)).layers
+    assert {name: layer.read for name, layer in layers.items()} == {"a": (), "b": ("weight",), "c": ("out_features",)}
+    assert type(net.b) is nn.Conv2d
+
+
+def test_a_layer_under_two_names_is_watched_under_both():
+    net = Net({"a": conv(3, 3)}, lambda self, x: pooled(self.again(self.a(x))) + self.again.bias)
+    net.again = net.a
+    assert ModelGraph.trace(net, sample(1, 3, 8, 8)).layers["a"].read == ("bias",)

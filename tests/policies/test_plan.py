@@ -307,3 +307,39 @@ def test_what_is_not_pruned_step_by_step_is_done_before_it():
     early = before_rising_sparsity(make_plan(Policy(steps), graph))
     done = {layer.layer.name: [technique.name for technique in layer.techniques] for layer in early.layers}
     assert done == {"conv2": ["svd_channel", "prune_nm"], "fc2": ["circulant"]}
+
+
+class Positions(nn.Module):
+    """A layer whose weight tells the type of what it is given, as in EdgeNeXt's encoding of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return (x + self.project(torch.ones_like(x, dtype=self.project.weight.dtype))).mean((2, 3))
+
+
+def test_factors_are_refused_for_a_layer_that_the_network_reads_itself():
+    graph = ModelGraph.trace(Positions().eval(), torch.randn(1, 3, 8, 8))
+    steps = {"stem": [Step.of("svd_channel", rank=4)], "project": [Step.of("svd", rank=4)]}
+    with pytest.raises(PolicyError) as caught:
+        make_plan(Policy(steps), graph)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "layer 'project': svd cannot be applied: the network itself reads weight of 'project'" in lines[1]
+
+
+def test_factors_that_do_not_pay_on_what_is_left_of_a_layer_are_left_out():
+    _, graph, _ = network("lenet5")
+    steps = {
+        "conv2": [Step.of("prune_channels", sparsity=0.8), Step.of("svd_spatial", rank=30)],
+        "fc1": [Step.of("svd", rank=160)],
+    }
+    plan = make_plan(Policy(steps), graph)
+    assert plan.layers == ()
+    assert list(plan.policy.layers) == ["conv2"]
+    assert make_plan(plan.policy, graph) == plan
+    with pytest.raises(PolicyError, match="'fc1' takes 400000 MACs and its factors would take 520000"):
+        make_plan(Policy({"fc1": [Step.of("svd", rank=400)]}), graph)

@@ -14,7 +14,7 @@ from paretopress.policies.errors import ConfigError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
-from paretopress.policies.techniques import build
+from paretopress.policies.techniques import Phase, build
 from paretopress.search.config import SpaceConfig, SpaceRule
 from paretopress.search.prepare import make_space
 from paretopress.spaces.groups import group_steps
@@ -310,6 +310,21 @@ def test_factors_hold_about_the_share_of_the_weights_that_was_asked(layer, facto
     info = graph_of("lenet5").layers[layer]
     kept = build(factor_step(info, share, factorize)).cost(info).weight_bits / (32 * info.weights)
     assert kept == pytest.approx(share, rel=0.2)
+
+
+@pytest.mark.parametrize("factorize", ["svd_spatial", "svd_channel", "tucker2", "cp"])
+def test_no_factors_are_offered_that_make_a_layer_no_cheaper(factorize):
+    graph = graph_of("digits")
+    space = rich("digits", factorize=factorize, rank=(1.0, 0.98, 0.5), tie="none")
+    offered = 0
+    for name, info in graph.layers.items():
+        for index in range(3):
+            for step in space.policy({f"{name}/rank": index}).layers.get(name, ()):
+                technique = build(step)
+                if technique.phase == Phase.FACTORIZE:
+                    offered += 1
+                    assert technique.cost(info).macs < info.macs
+    assert offered >= len(graph.layers)
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,8 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
         (CP(4), DEPTHWISE, "8 groups"),
         (CP(4), POINTWISE, "1 x 1"),
         (CP(60), CONV, "takes 124416 MACs and its factors would take 146880"),
+        (CP(60), CONV, "the largest rank that helps is 50"),
+        (Tucker2(11, 15), CONV, "the largest rank that helps is rank_in "),
         (Circulant(4), DEPTHWISE, "72 weights, which circulant would make from 72 parameters"),
         (Toeplitz(4), DEPTHWISE, "72 weights, which toeplitz would make from 72 parameters"),
         (PruneNM(1, 2, "second_order"), DEPTHWISE, "8 groups"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from paretopress.policies.errors import CandidateError, PolicyError
+from paretopress.policies.graph import ModelGraph
 from paretopress.policies.second_order import damped, layer_hessian, output_error
-from paretopress.policies.techniques.base import Calibration, outline
+from paretopress.policies.techniques.base import Calibration, LayerInfo, outline
 from paretopress.policies.techniques.cp import CP, composed, cp_factors
 from paretopress.policies.techniques.factors import truncated_svd, whitened_svd
 from paretopress.policies.techniques.svd_channel import SVDChannel
@@ -266,3 +267,44 @@ def test_a_linear_layer_of_another_library_is_taken_where_it_computes_the_same()
     assert [tuple(layer.weight.shape) for layer in factors] == [(3, 12), (10, 3)]
     with pytest.raises(PolicyError, match="expected a torch Linear, got Scaled"):
         SVDLinear(3).apply(Scaled(12, 10), None)
+
+
+def layer_of(module: nn.Module, *shape: int) -> LayerInfo:
+    net = nn.Sequential(module, nn.Flatten()).eval()
+    return ModelGraph.trace(net, normal(1, *shape)).layers["0"]
+
+
+CONVOLUTION = (lambda: nn.Conv2d(16, 24, 3, padding=1), (16, 8, 8))
+STRIDED = (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (16, 8, 8))
+SPREADING = (lambda: nn.Conv2d(16, 24, 2, padding=1), (16, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        *((SVDLinear, one) for one in ((lambda: nn.Linear(40, 24), (40,)), (lambda: nn.Conv2d(16, 24, 1), (16, 8, 8)))),
+        *((make, layer) for make in (SVDSpatial, SVDChannel, CP) for layer in (CONVOLUTION, STRIDED)),
+        *((lambda rank: Tucker2(rank, rank), layer) for layer in (CONVOLUTION, STRIDED, SPREADING)),
+    ],
+)
+def test_ranks_are_refused_from_the_one_on_that_makes_nothing_cheaper(make, layer):
+    info = layer_of(layer[0](), *layer[1])
+
+    def is_cheaper(rank: int) -> bool:
+        cost = make(rank).cost(info)
+        return cost.macs < info.macs and cost.weight_bits < 32 * info.weights
+
+    wasteful = [rank for rank in range(1, 200) if not is_cheaper(rank) and not make(rank).is_identity(info)]
+    assert wasteful
+    for rank in range(1, 200):
+        assert (make(rank).check(info) is not None) == (rank in wasteful)
+    largest = wasteful[0] - 1
+    words = make(wasteful[0]).check(info).rpartition(" helps is ")[2]
+    assert words in (str(largest), f"rank_in {largest}, rank_out {largest}")
+
+
+def test_a_layer_that_no_factors_make_cheaper_says_so():
+    info = layer_of(nn.Linear(1, 8), 1)
+    assert SVDLinear(1).check(info) is None, "rank 1 is full"
+    info = layer_of(nn.Linear(2, 2), 2)
+    assert "takes 4 MACs and its factors would take 4; no rank helps, leave it out" in SVDLinear(1).check(info)

@@ -9,13 +9,12 @@ from paretopress.policies import forms
 from paretopress.policies.architectures import DigitsCNN
 from paretopress.policies.errors import PolicyError
 from paretopress.policies.graph import ModelGraph
-from paretopress.policies.recording import record_gradients
+from paretopress.policies.recording import GRADIENT_BATCH, prediction_slopes, record_gradients
 from paretopress.policies.techniques.base import Calibration
 from paretopress.policies.techniques.fisher import weight_fisher
 from paretopress.policies.techniques.prune_magnitude import PruneMagnitude
 from paretopress.policies.techniques.svd_spatial import SVDSpatial
 from torch import nn
-from torch.nn import functional
 
 torch.set_num_threads(1)
 
@@ -79,13 +78,30 @@ def test_from_what_is_recorded_it_is_the_networks_own():
     seen = record_gradients(model, layers, pictures)
     weights = [layer.weight.requires_grad_(True) for layer in layers.values()]
     totals = [torch.zeros_like(weight) for weight in weights]
-    for picture in pictures:
-        logits = model(picture[None])
-        loss = functional.cross_entropy(logits, logits.argmax(1))
-        totals = [t + g.square() for t, g in zip(totals, torch.autograd.grad(loss, weights))]
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.cat([prediction_slopes(model(batch), generator) for batch in pictures.split(GRADIENT_BATCH)])
+    for picture, slope in zip(pictures, slopes):
+        found = torch.autograd.grad(model(picture[None]), weights, grad_outputs=slope[None])
+        totals = [t + g.square() for t, g in zip(totals, found)]
     for (name, layer), total in zip(layers.items(), totals):
         (found,) = weight_fisher(layer, [layer], seen[name])
         assert torch.allclose(found, total / len(pictures), rtol=1e-3, atol=1e-9)
+
+
+def test_slopes_of_a_prediction_have_the_covariance_of_labels_drawn_from_it():
+    logits = torch.tensor([[2.0, 0.0, -1.0, 9.0], [0.5, 0.0, 0.0, -0.5]])
+    p = logits.softmax(1)
+    slopes = prediction_slopes(logits.repeat(20_000, 1), torch.Generator().manual_seed(0)).view(-1, 2, 4)
+    covariance = torch.einsum("nki,nkj->kij", slopes, slopes) / len(slopes)
+    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    for found, one in zip(covariance, expected):
+        assert torch.allclose(found, one, atol=0.03 * float(one.abs().max()))
+
+
+def test_of_a_sure_network_every_picture_tells_something():
+    """With its likeliest class as the label, a gradient would be about a hundred-millionth; here it is the root of that."""
+    logits = 18.0 * torch.eye(10)
+    assert float(prediction_slopes(logits, torch.Generator().manual_seed(0)).norm(dim=1).min()) > 1e-4
 
 
 def test_observations_hand_the_gradients_over_once_and_leave_the_network_as_it_was():
