@@ -5,13 +5,14 @@
 #             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime)
 # make bench-search  methods of search on frozen problems, 10 seeds: runs/bench-search.json and .html
 # make papers  published figures on MNIST beside ours, into docs/results.md (about an hour; what is done is not done again)
+# make gallery  what each technique does to real weights: docs/gallery.md and its pictures (two minutes)
 # make coverage  which compressions work on which real networks: runs/coverage.json and docs/coverage.md; finished cells are kept
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search papers coverage clean
+.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search papers gallery coverage clean
 
 setup: .venv/.ready
 
@@ -47,6 +48,9 @@ bench-search: setup
 
 papers: setup
 	@$(BIN)/python -m paretopress.tests.bench.papers
+
+gallery: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.gallery --folder docs/gallery --page docs/gallery.md
 
 coverage: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.coverage --json runs/coverage.json --page docs/coverage.md

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HELD_VALUES = 2**21
+HELD_VALUES = 2**18
 SWEEPS = 10
 NARROW = 4.0
 """Expected precisions are those of a standard deviation of this part of the distance between means at the start."""
@@ -60,7 +60,9 @@ class PrecisionPrior:
     Parameters
     ----------
     expected
-        Of all components, ``alpha / beta``.
+        Of all components, ``alpha / beta``; that of the spike never falls below it. The paper has one mixture for the whole
+        network, in which a large layer's many weights near zero keep the spike narrow; that of a small layer, whose weights
+        are needed, would spread over all of them, since its share is fixed.
     count
         N.
     """
@@ -91,7 +93,7 @@ class Slopes:
 
 
 def parts_of(weights: Tensor, components: int) -> Iterator[Tensor]:
-    """The weights in parts of which a score for each component fits into the cache of a large processor."""
+    """The weights in parts of which a score for each component fits into a processor's cache."""
     return iter(weights.split(max(1, HELD_VALUES // components))) if len(weights) else iter(())
 
 
@@ -156,5 +158,6 @@ def _sweep(weights: Tensor, mixture: Mixture, prior: PrecisionPrior, spike_share
     spread = (squares - 2 * means * sums + means.square() * counts).clamp_min(0)
     strengths = prior.strengths(len(means))
     precisions = (counts / 2 + strengths) / (spread / 2 + strengths / prior.expected)
+    precisions[0] = precisions[0].clamp_min(prior.expected)
     shares = (1 - spike_share) * (counts[1:] + 1) / (counts[1:] + 1).sum()
     return Mixture(means, precisions.log(), torch.cat([torch.tensor([spike_share]), shares]).log())

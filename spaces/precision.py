@@ -62,7 +62,8 @@ def _shared(match: re.Match[str]) -> Pair:
 
 
 def _soft(match: re.Match[str]) -> Pair:
-    return _alone("share_soft", clusters=int(match["clusters"]))
+    given = {"zero": float("0." + int(match["nines"]) * "9")} if match["nines"] else {}
+    return _alone("share_soft", clusters=int(match["clusters"]), **given)
 
 
 def _product(match: re.Match[str]) -> Pair:
@@ -138,7 +139,11 @@ WORDS: tuple[Word, ...] = (
         "kN or kNf (N from 2 to 256 shared values; f: by Fisher information)",
         _shared,
     ),
-    Word(r"soft(?P<clusters>[1-9]\d{0,2})", "softN (N from 2 to 256 values and zero, by a learned mixture)", _soft),
+    Word(
+        r"soft(?P<clusters>[1-9]\d{0,2})(?:z(?P<nines>[1-7]))?",
+        "softN or softNzZ (N from 2 to 256 values and zero, by a learned mixture; Z nines of zero's prior share: z3 is 0.999)",
+        _soft,
+    ),
     Word(
         r"pq(?P<bits>[1-9])x(?P<dimension>[1-9]\d{0,2})(?P<shared>s)?",
         "pqBxD or pqBxDs (product quantization: B bits for D weights; s: one codebook)",

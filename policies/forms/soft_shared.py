@@ -61,6 +61,8 @@ class SoftSharedWeight(nn.Module):
 
     def forward(self, original: Tensor) -> Tensor:
         if self.training:
+            with torch.no_grad():
+                self.log_precisions[0].clamp_(min=math.log(self.prior.expected) / OTHER_RATE)
             mixed = _Drawn.apply(original, self.means, self.log_precisions, self.logits, self)
             return masked(cast(Tensor, mixed), self.mask)
         mixture = self.mixture()

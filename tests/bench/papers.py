@@ -14,10 +14,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from paretopress.policies.coding.press import decode
 from paretopress.search.config import Config, load_config
+from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "papers"
@@ -40,9 +44,11 @@ class Published:
     times
         How many times less there is of ``counted``; ``None`` where the paper does not say.
     counted
-        ``stored``: bytes of the file; ``weights``: weights that are not zero.
+        ``stored``: bytes of the file; ``weights`` or ``weights of these``: weights that are not zero, of all or of ``layers``.
     paper
         Where the figure stands.
+    layers
+        A pattern of the layers whose weights are counted, where these are not all.
     """
 
     what: str
@@ -50,6 +56,7 @@ class Published:
     times: float | None
     counted: str
     paper: str
+    layers: str | None = None
 
 
 PUBLISHED = {
@@ -73,6 +80,11 @@ PUBLISHED = {
     ),
     "residual_lenet300": Published("Residual quantization at equal bits", None, None, "stored", "1412.6115"),
     "surgery_lenet5": Published("Dynamic Network Surgery, LeNet-5", 0.91, 108, "weights", "1608.04493, table 1"),
+    "deepneuron_lenet5": Published(
+        "DeepNeuron on the linear layers of LeNet-5", 0.93, 67.04, "weights of these", "1606.07326", "fc*"
+    ),
+    "soft_sharing_lenet300": Published("Soft weight-sharing, LeNet-300-100", 1.94, 64, "stored", "1702.04008, table 2"),
+    "soft_sharing_lenet5": Published("Soft weight-sharing, LeNet-5", 0.97, 162, "stored", "1702.04008, table 2"),
 }
 
 
@@ -90,7 +102,8 @@ def reach(name: str) -> dict[str, Any]:
     if not changes:
         shutil.copy(out / "dense.safetensors", weights)
     found = json.loads((out / "front.json").read_text())
-    metrics = min((member["metrics"] for member in found["front"]), key=lambda m: m["validation_error_pct"])
+    best = min(found["front"], key=lambda member: member["metrics"]["validation_error_pct"])
+    metrics = best["metrics"]
     dense = found["baseline"]
     return {
         "error_pct": metrics["error_pct"],
@@ -100,7 +113,15 @@ def reach(name: str) -> dict[str, Any]:
         "dense_params": dense["params"],
         "seconds": seconds,
         "trained_first": not changes,
+        "weights": _nonzero(out / "artefacts" / best["id"] / "model.press"),
+        "dense_weights": {name: array.size for name, array in load_file(weights).items() if array.ndim > 1},
     }
+
+
+def _nonzero(path: Path) -> dict[str, int]:
+    """Of each matrix or kernel in a file."""
+    arrays = {name: tensor.decode() for name, tensor in decode(path.read_bytes()).tensors.items()}
+    return {name: int(np.count_nonzero(array)) for name, array in arrays.items() if array.ndim > 1}
 
 
 def _recipe(config: Config) -> str:
@@ -113,6 +134,12 @@ def times(published: Published, row: dict[str, Any]) -> float:
     """How many times less the reached network has of what the paper counts."""
     if published.counted == "stored":
         return float(FLOAT_BYTES * row["dense_params"] / row["stored_bytes"])
+    if published.layers is not None:
+        dense, left = (
+            sum(count for name, count in row[which].items() if fnmatchcase(name, published.layers))
+            for which in ("dense_weights", "weights")
+        )
+        return dense / left
     return float(row["dense_params"] / row["params"])
 
 

@@ -224,6 +224,8 @@ def test_patterns_that_match_nothing_are_refused(tie, skip, message):
                 "hash1",
                 "hash0",
                 "soft1",
+                "soft16z0",
+                "soft16z8",
                 "k2000",
             )
         ),
@@ -346,6 +348,7 @@ def test_no_factors_are_offered_that_make_a_layer_no_cheaper(factorize):
         ("k256", [Step.of("share", clusters=256, rounding="nearest")]),
         ("k16f", [Step.of("share", clusters=16, rounding="nearest", weighting="fisher")]),
         ("soft16", [Step.of("share_soft", clusters=16, zero=0.9, strength=1e-6)]),
+        ("soft8z3", [Step.of("share_soft", clusters=8, zero=0.999, strength=1e-6)]),
         ("pq4x8", [Step.of("product_quantize", clusters=16, dimension=8, codebooks="each")]),
         ("pq8x4s", [Step.of("product_quantize", clusters=256, dimension=4, codebooks="shared")]),
         ("rq4x8x2", [Step.of("residual_quantize", clusters=16, dimension=8, stages=2, codebooks="shared")]),

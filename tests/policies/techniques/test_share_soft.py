@@ -53,6 +53,21 @@ def test_the_start_finds_clusters_that_are_there():
     assert 0.5 < float(zero) < 0.65
 
 
+def test_the_spike_stays_narrow_where_zero_takes_more_weights_than_the_layer_can_spare():
+    torch.manual_seed(0)
+    layer = nn.Linear(100, 10)
+    ShareSoft(16, zero=0.99, strength=1e-2).apply(layer, None)
+    form = layer.parametrizations.weight[0]
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(30):
+        assert float(form.mixture().log_precisions[0].detach().exp()) >= 0.9 * form.prior.expected
+        assert 0.3 < float((layer.eval().weight != 0).float().mean()) < 0.9
+        optimizer.zero_grad()
+        # Nothing but the prior moves the weights.
+        (0 * layer.train()(torch.ones(2, 100)).sum()).backward()
+        optimizer.step()
+
+
 def blobs(count, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, count)
@@ -104,7 +119,7 @@ def away(layer):
 @pytest.fixture(scope="module")
 def drawn(trained):
     model, data = trained
-    soft = shared(model, ShareSoft(6, zero=0.85, strength=1e-3))
+    soft = shared(model, ShareSoft(6, zero=0.999, strength=1e-3))
     start_means = soft[1].parametrizations.weight[0].means.detach().clone()
     before = error_pct(soft, data)
     train(soft, data, RECIPE, seed=1)
@@ -113,17 +128,17 @@ def drawn(trained):
 
 def test_training_draws_weights_to_zero_and_to_shared_values_in_fewer_bytes_at_no_more_error(trained, drawn):
     (model, data), (soft, before, start_means) = trained, drawn
-    assert error_pct(soft, data) <= error_pct(model, data) < before - 10
+    assert error_pct(soft, data) <= min(error_pct(model, data), before)
     assert float((soft[1].weight == 0).float().mean()) > 0.6
     assert not torch.equal(soft[1].parametrizations.weight[0].means, start_means)
     written = encode(stored(soft), {})
-    assert len(written) < 0.8 * len(encode(stored(shared(model, ShareKMeans(6))), {}))
+    assert len(written) < 0.85 * len(encode(stored(shared(model, ShareKMeans(6))), {}))
     for name, tensor in decode(written).tensors.items():
         assert tensor.decode().tobytes() == soft[int(name)].weight.detach().numpy().tobytes()
 
 
 def test_a_strong_prior_leaves_nothing_to_collapse_and_a_weak_one_does(trained, drawn):
-    weak = shared(trained[0], ShareSoft(6, zero=0.85, strength=1e-7))
+    weak = shared(trained[0], ShareSoft(6, zero=0.999, strength=1e-7))
     train(weak, trained[1], replace(RECIPE, epochs=5), seed=1)
     assert away(drawn[0][1]) < 1e-3
     assert away(weak[1]) > 0.05
