@@ -1,17 +1,18 @@
 """Convolutions written as several smaller ones, each a drop-in for a full convolution with batch norm and ReLU.
 
-With ``n`` for the kernel's side, ``c`` for channels that come in and ``f`` for filters, the weights of each kind:
+With ``n`` for the kernel's side, ``c`` for channels that come in, ``f`` for filters and ``m = min(c, f)`` for what stands
+between two convolutions, the weights of each kind:
 
-=============  =====================================================  ==================================
-kind           what it is                                             weights
-=============  =====================================================  ==================================
-``full``       n x n                                                  c f n^2
-``stacked``    (n - 1) / 2 of 3x3, one after the other                9 c f + 9 f^2 ((n - 1) / 2 - 1)
-``asymmetric`` n x 1, then 1 x n                                      c f n + f^2 n
-``flattened``  across channels, along columns, along rows             f (c + n + n)
-``separable``  n x n depthwise, then 1x1                              c n^2 + c f
-``extreme``    1x1, then n x n depthwise                              c f + f n^2
-=============  =====================================================  ==================================
+==============  =================================================  ==================================
+kind            what it is                                         weights
+==============  =================================================  ==================================
+``full``        n x n                                              c f n^2
+``stacked``     s = (n - 1) / 2 of 3x3, one after the other        9 (c m + m f + (s - 2) m^2)
+``asymmetric``  n x 1, then 1 x n                                  n m (c + f)
+``flattened``   across channels, along columns, along rows         f (c + n + n)
+``separable``   n x n depthwise, then 1x1                          c n^2 + c f
+``extreme``     1x1, then n x n depthwise                          c f + f n^2
+==============  =================================================  ==================================
 
 ``stacked`` and ``asymmetric`` are Inception v3's (1512.00567, sections 3.1 and 3.2), ``flattened`` that of 1412.5474,
 ``separable`` MobileNet's (1704.04861), ``extreme`` the extreme Inception module (1610.02357, figure 4).
@@ -19,6 +20,7 @@ kind           what it is                                             weights
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from typing import Literal
 
@@ -61,15 +63,16 @@ def _full(channels_in: int, channels_out: int, kernel: int, stride: int) -> dict
 
 
 def _stacked(channels_in: int, channels_out: int, kernel: int, stride: int) -> dict[str, nn.Module]:
-    first: dict[str, nn.Module] = {"stack0": conv_bn(channels_in, channels_out, 3, stride)}
-    more = range(1, (kernel - 1) // 2)
-    return first | {f"stack{index}": conv_bn(channels_out, channels_out, 3) for index in more}
+    between = [min(channels_in, channels_out)] * ((kernel - 1) // 2 - 1)
+    pairs = enumerate(itertools.pairwise([channels_in, *between, channels_out]))
+    return {f"stack{i}": conv_bn(before, after, 3, 1 if i else stride) for i, (before, after) in pairs}
 
 
 def _asymmetric(channels_in: int, channels_out: int, kernel: int, stride: int) -> dict[str, nn.Module]:
+    between = min(channels_in, channels_out)
     return {
-        "columns": conv_bn(channels_in, channels_out, (kernel, 1), stride),
-        "rows": conv_bn(channels_out, channels_out, (1, kernel)),
+        "columns": conv_bn(channels_in, between, (kernel, 1), stride),
+        "rows": conv_bn(between, channels_out, (1, kernel)),
     }
 
 

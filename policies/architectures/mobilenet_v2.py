@@ -33,6 +33,7 @@ class MobileNetV2Knobs(Knobs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        scaled(STEM, self.width, self.multiple)
         self.blocks()
 
     @property

@@ -47,7 +47,7 @@ class ShuffleNetKnobs(Knobs):
             return int(channels * self.width / multiple + 0.5) * multiple
 
         stage2 = near(STAGE2[self.groups], BOTTLENECK * self.groups)
-        # 24 is no multiple of 16, but what the second stage's first unit adds to it must be one of the groups.
+        # The groups must divide what the second stage's first unit adds to the stem's channels, too.
         return [near(STEM, self.groups), stage2, 2 * stage2, 4 * stage2]
 
 
@@ -97,7 +97,7 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNet(nn.Module):
-    """ShuffleNet 1x with 3 groups: 137M multiply-adds at 3x224x224 and 1000 classes (table 1)."""
+    """ShuffleNet 1x with 3 groups: 136,500,672 multiply-adds at 3x224x224 before the classifier (137M of table 1)."""
 
     def __init__(self, knobs: ShuffleNetKnobs, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()

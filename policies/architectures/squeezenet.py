@@ -34,7 +34,8 @@ class SqueezeNetKnobs(Knobs):
     bypass
         ``simple``: around modules whose channels stay; ``complex``: a 1x1 convolution around the others too (section 6).
     batch_norm
-        After each convolution but the last; the paper has none.
+        After each convolution, those of bypasses too, but the classifier, which then has no ReLU either. The paper has
+        none; without it the network learns at small rates alone: a classifier whose outputs are all below 0 stays there.
     """
 
     downsampling: Count = 16
@@ -54,6 +55,7 @@ class SqueezeNetKnobs(Knobs):
             raise ModelError(
                 f"resolution: the paper's stem and pools need 21 pixels; got {self.pixels}; take a downsampling of 8 or less"
             )
+        scaled(STEM, self.width)
         self.fires()
 
     @property
@@ -126,7 +128,7 @@ class SqueezeNet(nn.Module):
         self.fires, channels = self._body(knobs, pools[1:])
         self.dropout = nn.Dropout(DROPOUT)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        self.relu = nn.ReLU()
+        self.relu: nn.Module = nn.Identity() if knobs.batch_norm else nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         initialise(self)
@@ -139,7 +141,7 @@ class SqueezeNet(nn.Module):
         channels = knobs.stem
         for index, widths in enumerate(knobs.fires()):
             out = widths[1] + widths[2]
-            layers.append(Fire(channels, widths, _bypass(knobs.bypass, channels, out), knobs.batch_norm))
+            layers.append(Fire(channels, widths, _bypass(knobs, channels, out), knobs.batch_norm))
             layers += _pool(strides.get(index, 1))
             channels = out
         return nn.Sequential(*layers), channels
@@ -154,7 +156,13 @@ def _pool(stride: int) -> list[nn.Module]:
     return [nn.MaxPool2d(3, 2, ceil_mode=True)] if stride == 2 else []
 
 
-def _bypass(kind: str, channels_in: int, channels_out: int) -> nn.Module | None:
-    if kind != "none" and channels_in == channels_out:
+def _bypass(knobs: SqueezeNetKnobs, channels_in: int, channels_out: int) -> nn.Module | None:
+    if knobs.bypass == "none":
+        return None
+    if channels_in == channels_out:
         return nn.Identity()
-    return nn.Conv2d(channels_in, channels_out, 1) if kind == "complex" else None
+    if knobs.bypass == "simple":
+        return None
+    if knobs.batch_norm:
+        return conv_bn(channels_in, channels_out, 1, activation=None)
+    return nn.Conv2d(channels_in, channels_out, 1)
