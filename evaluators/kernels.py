@@ -14,7 +14,7 @@ def kernel_policy(policy: Policy) -> Policy:
     what a dense runtime is faster with, and signs of inputs are what it is slower with.
     """
     layers = {name: tuple(kept for step in steps for kept in _kernel(step)) for name, steps in policy.layers.items()}
-    return Policy(layers, policy.version)
+    return Policy(layers, policy.version, policy.shape)
 
 
 def _kernel(step: Step) -> tuple[Step, ...]:
