@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import onnxruntime
 import pytest
 import torch
 from paretopress.evaluators.macs import profile
 from paretopress.evaluators.models import build_model
+from paretopress.evaluators.runtime import session
 from paretopress.evaluators.sources import load_data
 from paretopress.policies.apply import apply_plan
 from paretopress.policies.architectures import SHAPED
@@ -48,8 +48,8 @@ def small(name: str) -> tuple[nn.Module, ModelGraph, Tensor]:
 
 
 def computed(file: bytes, x: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    running = session(file)
+    return torch.from_numpy(running.run(None, {running.get_inputs()[0].name: x.numpy()})[0])
 
 
 def test_every_family_has_a_small_network_here():
@@ -77,6 +77,17 @@ def test_its_channels_can_be_pruned(name):
     policy = Policy({root: (Step.of("prune_channels", sparsity=0.5, multiple=1),)})
     pruned = apply_plan(make_plan(policy, graph), graph, model, x).model
     assert profile(pruned, x[:1]).macs < profile(model, x[:1]).macs
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_all_its_layers_run_in_8_bit(name):
+    model, graph, x = small(name)
+    step = Step.of("quantize", bits=8, activations="int8")
+    plan = make_plan(Policy(dict.fromkeys(graph.layers, (step,))), graph)
+    found = computed(export_onnx(apply_plan(plan, graph, model, x).model, x[:1], calibration=x), x)
+    with torch.no_grad():
+        expected = model(x)
+    assert float((found - expected).norm() / expected.norm()) < 0.2
 
 
 @pytest.mark.parametrize("name", SMALL)
