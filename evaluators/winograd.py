@@ -42,7 +42,7 @@ class Winograd:
         return None
 
     def multiplications(self, layer: LayerInfo) -> int:
-        """For one picture; those of a direct convolution where the algorithm cannot compute the layer.
+        """Of one call for one picture; those of a direct convolution where the algorithm cannot compute the layer.
 
         The elementwise products alone, as the paper counts: the transforms of data, filters and outputs are additions and
         scalings by constants. Tiles that reach over the map's edge are computed whole.
@@ -67,5 +67,7 @@ def by_algorithm(layers: Iterable[LayerInfo]) -> dict[str, int]:
     these are counts, not predictions of latency.
     """
     found = list(layers)
-    counts = {name: sum(algorithm.multiplications(layer) for layer in found) for name, algorithm in ALGORITHMS.items()}
-    return {DIRECT: sum(layer.macs for layer in found), **counts}
+    counts = {DIRECT: sum(layer.macs * layer.calls for layer in found)}
+    for name, algorithm in ALGORITHMS.items():
+        counts[name] = sum(algorithm.multiplications(layer) * layer.calls for layer in found)
+    return counts

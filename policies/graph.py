@@ -163,7 +163,10 @@ def _trace_layers(model: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
     for name, module in weighted_modules(model):
 
         def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            layers.setdefault(name, _layer_info(name, module, inputs[0], output))
+            known = layers.get(name)
+            layers[name] = (
+                replace(known, calls=known.calls + 1) if known else _layer_info(name, module, inputs[0], output)
+            )
 
         hooks.append(module.register_forward_hook(record))
     try:

@@ -40,6 +40,8 @@ class LayerInfo:
         Of a convolution; ``padding`` is a pair or the words torch takes.
     groups
         Of a convolution; 1 otherwise.
+    calls
+        How often one forward pass runs it: more than once where layers share their weights. Shapes are those of the first.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LayerInfo:
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    calls: int = 1
 
     @property
     def weights(self) -> int:
@@ -63,7 +66,7 @@ class LayerInfo:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one picture (a linear layer may act on many positions)."""
+        """Multiply-accumulates of one call for one picture (a linear layer may act on many positions)."""
         positions = 1
         for size in self.output_shape[1:] if self.kind == "conv2d" else self.output_shape[:-1]:
             positions *= size

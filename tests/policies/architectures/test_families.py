@@ -61,8 +61,7 @@ def test_it_is_traced_counted_and_exported(name):
     model, graph, x = small(name)
     counts = profile(model, x[:1])
     assert counts.unknown_operations == ()
-    if name != "tied_resnet":
-        assert counts.macs == sum(layer.macs for layer in graph.layers.values())
+    assert counts.macs == sum(layer.macs * layer.calls for layer in graph.layers.values())
     assert graph.coupling_error is None
     with torch.no_grad():
         expected = model(x)
@@ -199,6 +198,10 @@ def test_tied_blocks_are_stored_and_counted_once():
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (own, tied)]
     assert sizes == [272_474, 272_474 - lost]
     assert profile(tied, x).macs == profile(own, x).macs
+    layers = ModelGraph.trace(tied, x).layers
+    assert {name: layer.calls for name, layer in layers.items() if layer.calls > 1} == {
+        f"stages.{stage}.1.conv{conv}": 2 for stage in range(3) for conv in (1, 2)
+    }
 
 
 def test_shuffled_channels_come_from_every_group():
