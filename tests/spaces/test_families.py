@@ -6,7 +6,7 @@ import pytest
 import torch
 from paretopress.evaluators.shapes import shape_profile
 from paretopress.policies.architectures import SHAPED
-from paretopress.policies.architectures.shapes import knobs_of
+from paretopress.policies.architectures.shapes import knobs_of, network_of
 from paretopress.policies.errors import ConfigError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.policy import Policy
@@ -58,3 +58,18 @@ def test_menus_are_replaced_and_knobs_fixed():
     assert (shape["batch_norm"], shape["width"], shape["squeeze_ratio"]) == (True, 0.5, 0.75)
     with pytest.raises(ConfigError, match="got 'lenet'"):
         family_space("lenet", 28, 4)
+
+
+@pytest.mark.parametrize("family", [family for family, menus in MENUS.items() if "width" in menus])
+def test_a_narrower_network_is_a_part_of_the_largest(family):
+    """Tensors have the same names and are no larger along any axis, so that weights may be sliced from the largest."""
+    space = family_space(family, 32, 4)
+    with torch.device("meta"):
+        wide, narrow = (
+            network_of(space.policy({"width": w}).shape, 10, 3) for w in (0, len(MENUS[family]["width"]) - 1)
+        )
+    large, small = wide.state_dict(), narrow.state_dict()
+    assert list(large) == list(small)
+    assert all(len(large[n].shape) == len(small[n].shape) for n in large)
+    assert all(a <= b for n in large for a, b in zip(small[n].shape, large[n].shape))
+    assert sum(value.numel() for value in small.values()) < sum(value.numel() for value in large.values()) / 4
