@@ -139,7 +139,7 @@ class CandidateEvaluator:
         with watch("build"):
             plan = make_plan(policy, graph)
             stitch = rung.bank.stitch(plan)
-            whole = Policy({**around.layers, **policy.layers})
+            whole = Policy({**around.layers, **policy.layers}, shape=policy.shape)
             stored_bytes = rung.bank.stitch(make_plan(whole, graph)).stored_bytes
         with watch("forward"):
             metrics = rung.measure_stitch(stitch)

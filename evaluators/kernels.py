@@ -18,7 +18,7 @@ def kernel_policy(policy: Policy) -> Policy:
     with.
     """
     layers = {name: tuple(kept for step in steps for kept in _kernel(step)) for name, steps in policy.layers.items()}
-    return Policy(layers, policy.version)
+    return Policy(layers, policy.version, policy.shape)
 
 
 def _kernel(step: Step) -> tuple[Step, ...]:

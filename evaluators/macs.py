@@ -169,7 +169,7 @@ class Profile:
     int8_macs
         Multiply-accumulates of the layers that compute on 8-bit integers.
     params
-        Parameters that are not zero.
+        Parameters that are not zero; all of them where there are no weights yet.
     activations
         Numbers written by all operations, those of pooling's indices left out: no deployed kernel writes them.
     peak_memory_bytes
@@ -192,9 +192,10 @@ def profile(model: nn.Module, example: Tensor, int8_layers: Collection[str] = ()
     Parameters
     ----------
     model
-        Plain network (effective weights).
+        Plain network (effective weights). One on torch's ``meta`` device, which has no weights yet, is counted from its
+        shapes without computing anything: a network of any size in milliseconds.
     example
-        (1, C, H, W).
+        (1, C, H, W), on the network's device.
     int8_layers
         Names of the layers that the exported file computes in 8 bit.
     """
@@ -209,7 +210,7 @@ def profile(model: nn.Module, example: Tensor, int8_layers: Collection[str] = ()
 
 def nonzero_parameters(model: nn.Module) -> int:
     """Parameters that are not zero."""
-    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    return sum(_present(parameter) for parameter in model.parameters())
 
 
 @dataclass
@@ -262,6 +263,10 @@ class _Counter(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
+
+
+def _present(parameter: Tensor) -> int:
+    return parameter.numel() if parameter.is_meta else int(torch.count_nonzero(parameter))
 
 
 def _attention_macs(query: Tensor, key: Tensor, value: Tensor) -> int:

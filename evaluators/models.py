@@ -46,8 +46,9 @@ def build_model(
     Parameters
     ----------
     name
-        ``timm:NAME``, ``torchvision:NAME``, ``family:NAME`` (a key of ``FAMILIES``) or ``package.module:function``, the
-        user's own code, which gets those of ``num_classes``, ``in_channels`` and ``kwargs`` that it takes.
+        ``timm:NAME``, ``torchvision:NAME``, ``family:NAME`` (a key of ``FAMILIES``, with its knobs in ``kwargs``) or
+        ``package.module:function``, the user's own code, which gets those of ``num_classes``, ``in_channels`` and ``kwargs``
+        that it takes.
     num_classes, in_channels
         ``None``: the network's own.
     kwargs
@@ -115,7 +116,8 @@ def _call(name: str, build: Callable[..., Any], arguments: Mapping[str, Any]) ->
         return build(**arguments)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ModelError(f"network '{name}' cannot be built with ({given}): {type(error).__name__}: {error}") from error
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"network '{name}' cannot be built with ({given}): {reason}") from error
 
 
 def _unknown(source: str, name: str, known: list[str]) -> ModelError:

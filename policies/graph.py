@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -17,6 +17,7 @@ from .forms import WEIGHTED, weighted_modules
 from .labelled_groups import labelled_groups
 from .labels import OUTPUTS
 from .reading import attributes_read
+from .policy import Scalar
 from .slicing import can_cut, cut_channels
 from .techniques.base import LayerInfo
 from .watching import watching
@@ -38,6 +39,8 @@ class ModelGraph:
         Why there are no groups, or ``None``.
     branches
         Residual branches that can be dropped whole; empty where the network cannot be followed.
+    shape
+        The shape that a policy gave the network; empty where it came as it is.
     """
 
     layers: Mapping[str, LayerInfo]
@@ -45,10 +48,16 @@ class ModelGraph:
     input_shape: tuple[int, ...]
     coupling_error: str | None = None
     branches: tuple[Branch, ...] = ()
+    shape: Mapping[str, Scalar] = field(default_factory=dict)
 
     @classmethod
-    def trace(cls, model: nn.Module, example: Tensor) -> ModelGraph:
+    def trace(cls, model: nn.Module, example: Tensor, of_shape: Mapping[str, Scalar] | None = None) -> ModelGraph:
         """Run the network once on an example (1, C, H, W) and look at what happens.
+
+        Parameters
+        ----------
+        of_shape
+            The policy's shape that the network was built from, where it was.
 
         Raises
         ------
@@ -60,13 +69,13 @@ class ModelGraph:
             raise ModelError(
                 "the network has no nn.Conv2d and no nn.Linear that its forward pass reaches; nothing to compress"
             )
-        shape, branches = tuple(example.shape[1:]), find_branches(model, example)
+        shape, branches, given = tuple(example.shape[1:]), find_branches(model, example), dict(of_shape or {})
         try:
             groups = _groups(model, example, layers)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return cls(layers, (), shape, reason, branches)
-        return cls(layers, groups, shape, None, branches)
+            return cls(layers, (), shape, reason, branches, given)
+        return cls(layers, groups, shape, None, branches, given)
 
     def group_of(self, layer: str) -> ChannelGroup | None:
         """The group that the layer's outputs belong to."""
@@ -155,7 +164,10 @@ def _trace_layers(model: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
     for name, module in weighted_modules(model):
 
         def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            layers.setdefault(name, _layer_info(name, module, inputs[0], output))
+            known = layers.get(name)
+            layers[name] = (
+                replace(known, calls=known.calls + 1) if known else _layer_info(name, module, inputs[0], output)
+            )
 
         hooks.append(module.register_forward_hook(record))
     try:

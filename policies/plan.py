@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from .architectures.shapes import canonical
 from .branches import Branch
 from .dead import why_kept
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
-from .policy import Policy, Step
+from .policy import Policy, Scalar, Step
 from .techniques import ChannelTechnique, DropBranch, DropDead, MergeNeurons, Technique, build, spelled_out
 from .techniques.base import Clashing, LayerInfo, Phase
 
@@ -64,10 +65,12 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     Raises
     ------
     PolicyError
-        With every complaint, a line each: unknown layers or techniques, hyper-parameters out of range, techniques that
-        cannot be applied to their layer, two of one phase, coupled layers that are given different channel steps.
+        With every complaint, a line each: a shape that cannot be or is not the network's, unknown layers or techniques,
+        hyper-parameters out of range, techniques that cannot be applied to their layer, two of one phase, coupled layers
+        that are given different channel steps.
     """
     complaints: list[str] = []
+    shape = _shape(policy, graph, complaints)
     channels: dict[str, tuple[ChannelTechnique, Step]] = {}
     wanted: dict[str, list[tuple[Technique, Step]]] = {}
     dead: list[str] = []
@@ -100,7 +103,7 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
         normalised.setdefault(root, []).append(Step.of(DropDead.name))
     if complaints:
         raise PolicyError("the policy does not fit the network:\n  " + "\n  ".join(complaints))
-    final = Policy({name: tuple(steps) for name, steps in normalised.items()})
+    final = Policy({name: tuple(steps) for name, steps in normalised.items()}, shape=shape)
     order = {name: position for position, name in enumerate(graph.layers)}
     plans.sort(key=lambda p: order[p.layer.name])
     return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans), dropped, emptied)
@@ -119,6 +122,25 @@ def before_rising_sparsity(plan: Plan) -> Plan:
 def _only(plan: Plan, wanted: Callable[[Technique], bool]) -> Plan:
     layers = [replace(p, techniques=tuple(t for t in p.techniques if wanted(t))) for p in plan.layers]
     return replace(plan, layers=tuple(p for p in layers if p.techniques), dead=())
+
+
+def _shape(policy: Policy, graph: ModelGraph, complaints: list[str]) -> dict[str, Scalar]:
+    """The policy's shape, written one way."""
+    try:
+        wanted = canonical(policy.shape)
+    except PolicyError as error:
+        complaints.append(str(error))
+        return {}
+    if wanted and wanted != canonical(graph.shape):
+        given = f"has {_shown(canonical(graph.shape))}" if graph.shape else "was not built from a shape"
+        complaints.append(
+            f"shape: the policy asks for {_shown(wanted)}; the network {given}; build it by architectures.shapes.network_of"
+        )
+    return wanted
+
+
+def _shown(shape: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in shape.items())
 
 
 def _read(

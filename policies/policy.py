@@ -55,17 +55,22 @@ class Policy:
         Steps for each layer name. The order of the steps is of no account: techniques are ordered by their phase.
     version
         Version of this format.
+    shape
+        Of the network itself, where the policy sets it: ``family`` and its knobs (see ``architectures.shapes``). Empty: the
+        network as it is given.
     """
 
     layers: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     version: int = POLICY_VERSION
+    shape: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ordered = {name: tuple(sorted(steps, key=lambda s: s.technique)) for name, steps in sorted(self.layers.items())}
         object.__setattr__(self, "layers", MappingProxyType({n: s for n, s in ordered.items() if s}))
+        object.__setattr__(self, "shape", MappingProxyType(dict(sorted(self.shape.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Policy, (dict(self.layers), self.version))
+        return (Policy, (dict(self.layers), self.version, dict(self.shape)))
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -73,7 +78,9 @@ class Policy:
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists, ready for JSON or YAML."""
         layers = {name: [step.as_dict() for step in steps] for name, steps in self.layers.items()}
-        return {"version": self.version, "layers": layers}
+        # Written only where there is one: policies without a shape keep the digest they had before shapes came.
+        shape = {"shape": dict(self.shape)} if self.shape else {}
+        return {"version": self.version, "layers": layers, **shape}
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
@@ -104,10 +111,10 @@ class Policy:
         """
         if not isinstance(data, dict):
             raise PolicyError(f"a policy is a mapping with 'version' and 'layers'; this is a {type(data).__name__}")
-        unknown = sorted(set(data) - {"version", "layers"}, key=str)
+        unknown = sorted(set(data) - {"version", "layers", "shape"}, key=str)
         if unknown:
             raise PolicyError(
-                f"a policy has the keys 'version' and 'layers'; unknown: {', '.join(map(_brief, unknown))}"
+                f"a policy has the keys 'version', 'layers' and 'shape'; unknown: {', '.join(map(_brief, unknown))}"
             )
         version = data.get("version", POLICY_VERSION)
         if type(version) is not int or version != POLICY_VERSION:
@@ -117,7 +124,8 @@ class Policy:
         layers = {} if data.get("layers") is None else data["layers"]
         if not isinstance(layers, dict):
             raise PolicyError(f"'layers' maps layer names to lists of steps; this is a {type(layers).__name__}")
-        return cls({name: _read_steps(name, steps) for name, steps in _named("'layers'", layers).items()})
+        steps = {name: _read_steps(name, steps) for name, steps in _named("'layers'", layers).items()}
+        return cls(steps, shape=_read_shape(data.get("shape")))
 
     @classmethod
     def from_text(cls, text: str) -> Policy:
@@ -145,6 +153,13 @@ def _parse(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError:
         return yaml.safe_load(text)
+
+
+def _read_shape(shape: object) -> dict[str, Scalar]:
+    shape = {} if shape is None else shape
+    if not isinstance(shape, dict) or not all(map(_is_plain, shape.values())):
+        raise PolicyError(f"'shape' maps 'family' and knobs to plain, finite values; got {_brief(shape)}")
+    return _named("'shape'", shape)
 
 
 def _read_steps(layer: str, steps: object) -> tuple[Step, ...]:

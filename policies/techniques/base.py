@@ -42,6 +42,8 @@ class LayerInfo:
         Of a convolution; 1 otherwise.
     read
         Its attributes that the network reads beside calling it, as ``weight``.
+    calls
+        How often one forward pass runs it: more than once where layers share their weights. Shapes are those of the first.
     """
 
     name: str
@@ -55,6 +57,7 @@ class LayerInfo:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     read: tuple[str, ...] = ()
+    calls: int = 1
 
     @property
     def weights(self) -> int:
@@ -66,7 +69,7 @@ class LayerInfo:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one picture (a linear layer may act on many positions)."""
+        """Multiply-accumulates of one call for one picture (a linear layer may act on many positions)."""
         positions = 1
         for size in self.output_shape[1:] if self.kind == "conv2d" else self.output_shape[:-1]:
             positions *= size

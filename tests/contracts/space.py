@@ -16,10 +16,13 @@ TRIALS = 25
 
 @dataclass(frozen=True)
 class Case:
-    """A space and the network that its policies are for."""
+    """A space and the network that its policies are for, or where they set its shape, what gives it."""
 
     space: Space
-    graph: ModelGraph
+    graph: ModelGraph | Callable[[Policy], ModelGraph]
+
+    def graph_of(self, policy: Policy) -> ModelGraph:
+        return self.graph if isinstance(self.graph, ModelGraph) else self.graph(policy)
 
 
 @dataclass
@@ -77,7 +80,7 @@ def suggested(case: Case) -> list[tuple[Choices, Policy]]:
 
 def check_every_suggested_policy_fits_the_network(case: Case) -> None:
     for _, policy in suggested(case):
-        make_plan(policy, case.graph)
+        make_plan(policy, case.graph_of(policy))
 
 
 def check_suggestions_cover_more_than_one_policy(case: Case) -> None:
@@ -112,7 +115,8 @@ def check_uniform_choices_are_whole_valid_and_distinct(case: Case) -> None:
     assert len({tuple(sorted(choices.items())) for choices in uniform}) == len(uniform)
     for choices in uniform:
         assert set(choices) == set(case.space.menu())
-        make_plan(case.space.suggest(FixedTrial(choices)), case.graph)
+        policy = case.space.suggest(FixedTrial(choices))
+        make_plan(policy, case.graph_of(policy))
 
 
 def check_every_knob_is_a_choice_that_changes_some_policy(case: Case) -> None:

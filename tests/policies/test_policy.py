@@ -89,6 +89,18 @@ def test_a_policy_cannot_be_changed():
         SAMPLE.version = 2
 
 
+def test_a_shape_is_written_where_there_is_one():
+    shaped = Policy({"fc": (Step.of("quantize", bits=8),)}, shape={"width": 0.5, "family": "mobilenet_v1"})
+    assert shaped.as_dict()["shape"] == {"family": "mobilenet_v1", "width": 0.5}
+    for again in (Policy.from_text(shaped.to_yaml()), pickle.loads(pickle.dumps(shaped))):
+        assert (again, again.digest) == (shaped, shaped.digest)
+    assert shaped.digest != Policy(shaped.layers).digest
+    assert "shape" not in SAMPLE.as_dict()
+    for text in ("shape: [1]", "shape: {width: [1]}", "shape: {width: .nan}"):
+        with pytest.raises(PolicyError, match="'shape' maps 'family' and knobs"):
+            Policy.from_text(text)
+
+
 def test_a_policy_travels_to_workers():
     again = pickle.loads(pickle.dumps(SAMPLE))
     assert again == SAMPLE
