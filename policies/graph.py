@@ -16,8 +16,8 @@ from .errors import ModelError
 from .forms import WEIGHTED, weighted_modules
 from .labelled_groups import labelled_groups
 from .labels import OUTPUTS
-from .reading import attributes_read
 from .policy import Scalar
+from .reading import attributes_read
 from .slicing import can_cut, cut_channels
 from .techniques.base import LayerInfo
 from .watching import watching
