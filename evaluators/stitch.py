@@ -248,9 +248,11 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _mean_and_variance(x: Tensor) -> Statistics:
-    """(C,) each, of (N, C, ...)."""
-    variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
-    return mean, variance
+    """(C,) each, of (N, C, ...); by sums, since torch's own variance takes twenty times as long over these dimensions."""
+    others = [d for d in range(x.ndim) if d != 1]
+    count = x.numel() // x.shape[1]
+    mean = x.sum(others) / count
+    return mean, ((x * x).sum(others) / count - mean.square()).clamp_min_(0.0)
 
 
 def _followed(norm: nn.Module, dense: nn.Module, x: Tensor, seen: Statistics, kept: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Where the seconds of a screening go, against the bare forward pass of the same pictures; JSON on stdout.
 
-Run by ``make bench``. Candidates are drawn from the spaces of the shipped configurations; pictures and weights are random,
-since only shapes matter for time. Every figure is a median over the candidates, and a share or ratio within this run.
+Run by ``make bench``. Candidates are drawn from the spaces of the shipped configurations; pictures are random, and so are
+weights that a configuration does not ship. Every figure is a median over the candidates, and a share or ratio within this run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from paretopress.evaluators.candidate import RANGE_PICTURES, CandidateEvaluator, file_error, file_logits
 from paretopress.evaluators.data import DataSet, Pictures, SplitSizes, split
-from paretopress.evaluators.models import build_model
+from paretopress.evaluators.models import build_model, load_weights
 from paretopress.evaluators.stitched import BATCH
 from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.policies.apply import apply_plan, settle_statistics
@@ -70,9 +70,11 @@ def pictures(shape: tuple[int, int, int], count: int, calibration: int, seed: in
 
 
 def workbench(config: Config, shape: tuple[int, int, int]) -> Workbench:
-    """The configuration's network, untrained, on random pictures, at one thread."""
+    """The configuration's network on random pictures, at one thread."""
     data = pictures(shape, config.search.screen_pictures, config.data.calibration, config.seed)
     model = build_model(config.model.name, num_classes=10, seed=0).eval()
+    if config.model.weights is not None:
+        load_weights(model, str(CONFIGS.parent / config.model.weights))
     example = data.preprocess(data.calibration.images[:1])
     graph = ModelGraph.trace(model, example)
     settings = Settings(
