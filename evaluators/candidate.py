@@ -43,7 +43,8 @@ from .training.loop import Loss, Recipe, train
 from .workbench import Workbench
 
 ONNX_BATCH = 100
-RANGE_PICTURES = 64
+RANGE_PICTURES = 32
+"""Calibration pictures that give a screened candidate's sums their 8-bit ranges; one that is shipped has all of them."""
 KERNEL_PICTURES = 4
 """Calibration pictures where ranges are of no account, since nothing but time is measured."""
 KERNEL_SHARE = 0.3
@@ -107,16 +108,16 @@ class CandidateEvaluator:
         smaller.adopt(self._files)
         return smaller
 
-    def build(self, policy: Policy, watch: Stopwatch) -> Candidate:
-        """Compress, without training."""
+    def build(self, policy: Policy, watch: Stopwatch, ranges: Tensor | None = None) -> Candidate:
+        """Compress, without training; the exported sums' 8-bit ranges by these pictures (N, C, H, W), or by all."""
         with watch("build"):
             compressed = self._compress_plan(make_plan(policy, self.bench.graph))
-        return self._package(compressed, watch)
+        return self._package(compressed, watch, ranges)
 
     def screen(self, policy: Policy) -> dict[str, Any]:
         """The cheap rung: compressed as it is, the exported file tried on some validation pictures."""
         watch = Stopwatch()
-        candidate = self.build(policy, watch)
+        candidate = self.build(policy, watch, self._calibration[:RANGE_PICTURES])
         with watch("forward"):
             error = self._error(candidate.onnx, self._screening)
         metrics = self._measure(candidate, error, len(self._screening), watch)
@@ -253,13 +254,13 @@ class CandidateEvaluator:
             return self._bank.assemble(plan, calibration)
         return apply_plan(plan, self.bench.graph, self.bench.model, calibration, self._energies)
 
-    def _package(self, compressed: CompressedModel, watch: Stopwatch, calibration: Tensor | None = None) -> Candidate:
+    def _package(self, compressed: CompressedModel, watch: Stopwatch, ranges: Tensor | None = None) -> Candidate:
         with watch("export"):
             settle_statistics(compressed.model)
             if compressed.plan.policy.layers:
                 round_vectors(compressed.model)
             plain = compressed.plain()
-            ranges = (self._calibration if calibration is None else calibration)[:RANGE_PICTURES]
+            ranges = self._calibration if ranges is None else ranges
             onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain, tracer=self._tracer)
         with watch("encode"):
             policy, coder = {"policy": compressed.plan.policy.as_dict()}, self.bench.settings.coder
