@@ -83,14 +83,18 @@ def job(name: str, act: str = "echo", timeout_s: float = 60.0, **payload: Any) -
     return Job(name, f'{{"policy":"{name}"}}', "probe", timeout_s, {"act": act, **payload})
 
 
+PATIENCE_SECONDS = 180
+"""A worker that starts on a loaded machine imports torch for a minute."""
+
+
 def finish(pool: Pool, *jobs: Job) -> dict[str, Done]:
     """Put jobs through a pool as its room allows; each must come back exactly once."""
     waiting, done = list(jobs), []
     while len(done) < len(jobs):
         while waiting and len(jobs) - len(waiting) - len(done) < pool.capacity:
             pool.submit(waiting.pop(0))
-        answer = pool.next_done(30)
-        assert answer is not None, "no answer within 30 s"
+        answer = pool.next_done(PATIENCE_SECONDS)
+        assert answer is not None, f"no answer within {PATIENCE_SECONDS} s"
         done.append(answer)
     assert pool.next_done(0) is None
     assert sorted(answer.job_id for answer in done) == sorted(job.id for job in jobs)
@@ -147,7 +151,7 @@ class PoolContract:
             pool.submit(each)
         with pytest.raises(WorkError, match="call next_done first"):
             pool.submit(job("one more"))
-        names = {answer.job_id for _ in jobs if (answer := pool.next_done(30))}
+        names = {answer.job_id for _ in jobs if (answer := pool.next_done(PATIENCE_SECONDS))}
         assert names == {each.id for each in jobs}
 
     def test_next_done_of_an_idle_pool_returns_at_once(self, pool: Pool) -> None:
