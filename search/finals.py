@@ -126,7 +126,8 @@ class Finals:
 
     def _probe(self) -> LatencyProbe:
         prepared = self.session.prepared
-        return LatencyProbe(prepared.bench.reference, prepared.example.numpy(), self.session.config.latency.threads)
+        threads, known_ms = self.session.config.latency.threads, self.session.baseline["latency_ms"]
+        return LatencyProbe(prepared.bench.reference, prepared.example.numpy(), threads, known_ms)
 
     def _measure_file(self, policy: Policy, probe: LatencyProbe) -> dict[str, float]:
         data = self.session.prepared.data
