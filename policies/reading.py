@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -49,10 +50,7 @@ def attributes_read(model: nn.Module, example: Tensor, names: Collection[str]) -
         if module in stand_ins:
             parent, _, child = place.rpartition(".")
             setattr(trial.get_submodule(parent), child, stand_ins[module])
-    try:
-        with torch.no_grad():
-            trial(example)
-    # A network may refuse a layer by its type; what it has read until then is known.
-    except Exception:
-        pass
+    # A network may refuse a layer by its type, in any way; what it has read until then is known.
+    with torch.no_grad(), contextlib.suppress(Exception):
+        trial(example)
     return {name: tuple(stand_ins[layer].read) for layer, name in layers.items()}

@@ -175,14 +175,18 @@ class FrontData:
             ) from error
 
 
-def scaled_values(metrics: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> np.ndarray:
-    """(n, m) objectives, sizes and times as logarithms so that a halving counts the same everywhere."""
-    rows = [[float(m[name]) for name in objectives] for m in metrics]
-    values = np.array(rows, dtype=float).reshape(len(metrics), len(objectives))
+def scaled(values: np.ndarray, objectives: Sequence[str]) -> np.ndarray:
+    """(n, m) objectives -> (n, m), sizes and times as logarithms so that a halving counts the same everywhere."""
+    out = np.array(values, dtype=float).reshape(len(values), len(objectives))
     for column, name in enumerate(objectives):
         if name in LOGARITHMIC:
-            values[:, column] = np.log(np.maximum(values[:, column], 1e-12))
-    return values
+            out[:, column] = np.log(np.maximum(out[:, column], 1e-12))
+    return out
+
+
+def scaled_values(metrics: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> np.ndarray:
+    """The same of metrics by name."""
+    return scaled(np.array([[float(m[name]) for name in objectives] for m in metrics]), objectives)
 
 
 def violations(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from .ledger import Evaluation
 from .promotion import kept_share, promote, rank_correlation
 from .records import TrialRecord
 from .samplers.bank_guided import KL, QUANTILES, Guide
-from .samplers.gain import VolumeGain, scaled
+from .samplers.gain import VolumeGain
 from .samplers.surrogate import ENOUGH_FOR_LINK, Link, correct, fit_link
 from .session import Session, total
 
@@ -169,16 +169,9 @@ class Stitching:
         depth = names.index("error_pct")
         draws = values[:, depth, None] + spread * QUANTILES
         kept = [k.screened for k in self._known if total(self.session.screen_violations(k.screened)) <= 0]
-        reference = scaled(self.guide.reference[None], names)[0]
-        gain = VolumeGain(scaled_values(kept, names), values, draws, depth, reference, len(self._known))
-        chosen: list[int] = []
-        while len(chosen) < count and allowed.any():
-            best, added = gain.take_best(allowed)
-            if added <= 0:
-                break
-            chosen.append(best)
-            allowed[best] = False
-        return chosen
+        seed, reference = len(self._known), self.guide.scaled_reference
+        gain = VolumeGain(scaled_values(kept, names), values, draws, depth, reference, seed)
+        return gain.take(count, allowed)
 
     @property
     def _soft(self) -> set[str]:

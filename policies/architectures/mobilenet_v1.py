@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .knobs import Count, Extra, Knobs, Positive, scaled
+from .knobs import Count, Extra, scaled
+from .mobilenet import MobileNetKnobs
 from .parts import conv_bn, initialise, pooled_head, resizing
-
-STEM = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class MobileNetV1Knobs(Knobs):
+class MobileNetV1Knobs(MobileNetKnobs):
     """The shape of a MobileNet V1.
 
     Parameters
@@ -27,19 +26,8 @@ class MobileNetV1Knobs(Knobs):
         Blocks of 512 channels at one size: the paper's 5, and 0 for its shallow network (table 5).
     """
 
-    width: Positive = 1.0
     multiple: Count = 1
     repeats: Extra = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        scaled(STEM, self.width, self.multiple)
-        self.blocks()
-
-    @property
-    def stem(self) -> int:
-        """Channels of the first convolution."""
-        return scaled(STEM, self.width, self.multiple)
 
     def blocks(self) -> list[tuple[int, int]]:
         """(channels, stride) of each block (table 1, whose last stride of 2 is a slip: its map stays 7x7)."""

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .knobs import Count, Knobs, Positive, scaled
+from .knobs import Count, scaled
+from .mobilenet import MobileNetKnobs
 from .parts import conv_bn, initialise, pooled_head, resizing
 
-STEM, LAST = 32, 1280
+LAST = 1280
 
 
 @dataclass(frozen=True, kw_only=True)
-class MobileNetV2Knobs(Knobs):
+class MobileNetV2Knobs(MobileNetKnobs):
     """The shape of a MobileNet V2.
 
     Parameters
@@ -27,19 +28,7 @@ class MobileNetV2Knobs(Knobs):
         Of each block but the first, whose expansion is 1.
     """
 
-    width: Positive = 1.0
-    multiple: Count = 8
     expansion: Count = 6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        scaled(STEM, self.width, self.multiple)
-        self.blocks()
-
-    @property
-    def stem(self) -> int:
-        """Channels of the first convolution."""
-        return scaled(STEM, self.width, self.multiple)
 
     @property
     def last(self) -> int:

@@ -20,9 +20,10 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from ..front import scaled
 from ..pareto import front as front_of
 from ..table import Table
-from .gain import VolumeGain, candidates, clearly_dominated, scaled
+from .gain import VolumeGain, candidates, clearly_dominated
 from .surrogate import ENOUGH_FOR_LINK, Corrected, correct, distances, fit_link, fit_nearby
 
 KL = "paretopress:kl"
@@ -82,6 +83,11 @@ class Guide:
             for v, choice in enumerate(unit):
                 out[u, v, [firsts[knob] + index for knob, index in choice.items()]] = 1
         return out
+
+    @cached_property
+    def scaled_reference(self) -> np.ndarray:
+        """(m,) on the scales of the hypervolume."""
+        return scaled(self.reference[None], self.objectives)[0]
 
     def variants_of(self, params: Mapping[str, Any]) -> np.ndarray | None:
         """(U,) the variants that these knobs choose, or ``None`` where one is not in the bank."""
@@ -224,18 +230,12 @@ class BankGuidedSampler(BaseSampler):
         objectives, uncertain = self._guide.objectives, "error_pct" in self._guide.objectives
         depth, depths = (objectives.index("error_pct"), draws) if uncertain else (0, values[:, :1])
         front = scaled(history.values[history.misses <= 0], objectives)
-        gain = VolumeGain(front, values, depths, depth, self._reference, self._seed)
-        allowed = self._keeps_bounds(costs)
-        taken: list[np.ndarray] = []
-        while len(taken) < count and allowed.any():
-            best, added = gain.take_best(allowed)
-            if added <= 0:
-                break
-            taken.append(pool[best])
-            allowed[best] = False
+        reference, allowed = self._guide.scaled_reference, self._keeps_bounds(costs)
+        taken = VolumeGain(front, values, depths, depth, reference, self._seed).take(count, allowed)
+        allowed[taken] = False
         # Where nothing promises a gain: those that miss the reference by least.
-        miss = np.maximum(values[allowed] - self._reference, 0).sum(1)
-        return [*taken, *pool[allowed][np.argsort(miss, kind="stable")[: count - len(taken)]]]
+        miss = np.maximum(values[allowed] - reference, 0).sum(1)
+        return [*pool[taken], *pool[allowed][np.argsort(miss, kind="stable")[: count - len(taken)]]]
 
     def _errors(
         self, pool: np.ndarray, damage: np.ndarray, corrected: Corrected, history: History
@@ -257,10 +257,6 @@ class BankGuidedSampler(BaseSampler):
         bounds = [self._guide.bounds.get(name, np.inf) for name in self._guide.table.objectives]
         allowed = np.asarray((costs <= bounds).all(1))
         return allowed if allowed.any() else ~allowed
-
-    @cached_property
-    def _reference(self) -> np.ndarray:
-        return scaled(self._guide.reference[None], self._guide.objectives)[0]
 
     def _scaled(self, costs: np.ndarray, error: np.ndarray) -> np.ndarray:
         """(k, M) costs and (k,) error -> (k, m) objectives on the scales of the hypervolume."""

@@ -8,13 +8,10 @@ Symbols: ``k`` candidates, ``d`` draws of each, ``m`` objectives, ``f`` measured
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.stats import qmc
 
 from ..families import spread_multipliers, sweep
-from ..front import LOGARITHMIC
 from ..table import Table
 
 SOLVED = 768
@@ -115,6 +112,18 @@ class VolumeGain:
         self._reached = np.where(covered, after, self._reached)
         return best, float(self._gains[best])
 
+    def take(self, count: int, allowed: np.ndarray) -> list[int]:
+        """Indices of up to ``count`` of the allowed (k,) bool, the largest gain first, until nothing adds any."""
+        taken: list[int] = []
+        left = allowed.copy()
+        while len(taken) < count and left.any():
+            best, added = self.take_best(left)
+            if added <= 0:
+                break
+            taken.append(best)
+            left[best] = False
+        return taken
+
     def _update(self, candidates: np.ndarray) -> None:
         for start in range(0, len(candidates), BLOCK):
             block = candidates[start : start + BLOCK]
@@ -136,12 +145,3 @@ def _at_or_below(points: np.ndarray, places: np.ndarray) -> np.ndarray:
     for j in range(places.shape[1]):
         covers &= points[:, j, None] <= places[:, j]
     return covers
-
-
-def scaled(values: np.ndarray, objectives: Sequence[str]) -> np.ndarray:
-    """(n, m) -> (n, m): the logarithm of the objectives that are judged by it."""
-    out = np.array(values, float)
-    for column, name in enumerate(objectives):
-        if name in LOGARITHMIC:
-            out[:, column] = np.log(np.maximum(out[:, column], 1e-12))
-    return out
