@@ -30,8 +30,9 @@ from ..policies.export.onnx import export_onnx
 from ..policies.files import write_atomically
 from ..policies.graph import ModelGraph
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
-from .config import Config, SpaceConfig
+from .config import Config
 from .rundir import RunDirectory
+from .sections.space import SpaceConfig
 
 Say = Callable[[str], None]
 

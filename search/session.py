@@ -14,13 +14,14 @@ from ..policies.errors import SearchError
 from ..policies.policy import Policy
 from ..policies.version import VERSION
 from .budgets import Limit
-from .config import OBJECTIVES, Config
+from .config import Config
 from .front import scaled_values
 from .ledger import Evaluation, EvaluationKey, Ledger
 from .pareto import front as front_of
 from .prepare import Prepared, measure_baseline
 from .progress import Listener, Progress
 from .rundir import RunDirectory
+from .sections.search import OBJECTIVES
 from .seeds import derive_seed
 
 DENSE = Policy()

@@ -11,8 +11,9 @@ from paretopress.policies.errors import ConfigError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
-from paretopress.search.config import SpaceConfig, SpaceRule, make_config
+from paretopress.search.config import make_config
 from paretopress.search.prepare import make_space
+from paretopress.search.sections.space import SpaceConfig, SpaceRule
 from paretopress.spaces.layerwise import LayerwiseSpace, Menu
 from paretopress.tests.contracts.space import CONTRACT, Case
 

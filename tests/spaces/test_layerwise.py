@@ -15,8 +15,8 @@ from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
 from paretopress.policies.techniques import Phase, build
-from paretopress.search.config import SpaceConfig, SpaceRule
 from paretopress.search.prepare import make_space
+from paretopress.search.sections.space import SpaceConfig, SpaceRule
 from paretopress.spaces.groups import group_steps
 from paretopress.spaces.layerwise import LayerwiseSpace, Menu, factor_step, make_units
 from paretopress.spaces.precision import precision_step

@@ -11,8 +11,8 @@ from paretopress.policies.architectures import LeNet5
 from paretopress.policies.errors import ConfigError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.techniques import build
-from paretopress.search.config import SpaceConfig, SpaceRule
 from paretopress.search.prepare import make_space
+from paretopress.search.sections.space import SpaceConfig, SpaceRule
 from paretopress.spaces.layerwise import LayerwiseSpace
 from paretopress.spaces.thresholds import sparsities_by_threshold
 from paretopress.tests.contracts.space import CONTRACT, Case

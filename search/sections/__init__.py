@@ -1,0 +1,1 @@
+"""Sections of the configuration, a file for each subject."""

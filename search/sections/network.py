@@ -1,0 +1,53 @@
+"""The network and its data."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from .base import Count, Section
+from .training import TrainConfig
+
+_SOURCES = ("timm", "torchvision", "family")
+
+
+class ModelConfig(Section):
+    """The trained network."""
+
+    name: str = Field(description="timm:NAME, torchvision:NAME, family:NAME or package.module:function")
+    weights: str | None = Field(None, description="a .safetensors or .pt file, or package:efficientnet-lite0")
+    train: TrainConfig | None = Field(None, description="a recipe that trains it first, where there are no weights")
+    num_classes: Count | None = Field(None, description="outputs; the data's classes where not given")
+    arguments: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="for the network's constructor"
+    )
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> ModelConfig:
+        if self.weights is None and self.train is None and ":" in self.name and self.name.split(":")[0] in _SOURCES:
+            raise ValueError(
+                "give model.weights (a file) or model.train (a recipe): an untrained network is not worth a search"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """Pictures with labels."""
+
+    name: str = Field(
+        "digits",
+        description="digits, mnist, fashion_mnist, cifar10, imagefolder:PATH, npz:PATH or package.module:function",
+    )
+    directory: str | None = Field(
+        None, description="where named data sets lie; default $PARETOPRESS_DATA or ~/.cache/paretopress"
+    )
+    image_size: Count | None = Field(None, description="side in pixels that pictures are scaled to")
+    mean: tuple[float, ...] | None = Field(
+        None, description="per channel, on the [0, 1] scale; the training pictures' own by default"
+    )
+    std: tuple[float, ...] | None = None
+    validation: float = Field(
+        0.1, gt=0, description="share or number of training pictures on which candidates are compared"
+    )
+    calibration: Count = Field(256, description="training pictures for activation ranges and batch-norm statistics")
+    test: float = Field(0.2, gt=0, description="share or number held out where the source has no test pictures")
+    limit: Count | None = Field(None, description="use only so many training and test pictures")

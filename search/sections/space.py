@@ -1,0 +1,70 @@
+"""What may be done to a network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ...spaces.precision import KNOWN
+from .base import Count, Section, Share
+
+
+class SpaceRule(Section):
+    """Menus for the layers whose names match a pattern, in place of the general ones."""
+
+    layers: str = Field(description="a pattern such as fc* or layer1.*")
+    sparsity: tuple[Share, ...] | None = None
+    precision: tuple[str, ...] | None = None
+    rank: tuple[float, ...] | None = None
+    channels: tuple[float, ...] | None = None
+    blocks: tuple[Literal["keep", "drop"], ...] | None = None
+
+
+class SpaceConfig(Section):
+    """What may be done to a layer; a menu of one entry is no choice."""
+
+    sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped")
+    sparsity_global: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="total sparsities for which one magnitude threshold over all layers gives each layer its own; these"
+        " are tried and added to the layers' menus, where no rule gives a layer its sparsity",
+    )
+    precision: tuple[str, ...] = Field(
+        ("float32", "w8a8"),
+        description=f"how the weights are held: {KNOWN}",
+    )
+    rank: tuple[float, ...] = Field(
+        (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"
+    )
+    channels: tuple[float, ...] = Field((1.0,), description="shares of a group's channels that are kept")
+    blocks: tuple[Literal["keep", "drop"], ...] = Field(
+        ("keep",), description="keep, or keep and drop: whether residual branches may be dropped whole"
+    )
+    multiple: Count = Field(8, description="channel counts are multiples of this")
+    factorize: Literal["svd_spatial", "svd_channel", "tucker2", "cp"] = Field(
+        "svd_spatial", description="how convolutions are factorized; linear layers and 1 x 1 ones are by SVD"
+    )
+    drop: Literal["energy", "magnitude", "activity", "taylor", "hessian", "merge"] = Field(
+        "energy",
+        description="which channels go: those of least energy, weight, activity, first-order change of the loss or"
+        " second-order change of what reads them; or neurons that are alike are merged (1507.06149)",
+    )
+    drop_dead: bool = Field(
+        False, description="drop channels that pruning leaves without a connection; not where ranks are chosen too"
+    )
+    prune: Literal["auto", "magnitude", "obd", "obd_inputs", "obs", "n_of_m"] = Field(
+        "auto",
+        description="which weights sparsity drops: the smallest, those of least curvature times square by the loss's"
+        " gradients (obd) or by the layer's inputs, by the layer's Hessian (obs), or as many of each group of inputs"
+        " (n_of_m: 2 of 4 for 0.5); auto: obs where second_order allows it",
+    )
+    second_order: bool = Field(
+        True,
+        description="weights that are left make up for those that go or are rounded (2208.11580), where a layer allows it",
+    )
+    tie: Literal["auto", "none", "stage", "all"] | tuple[tuple[str, ...], ...] = Field(
+        "auto", description="which layers share one choice: none, stage, all, or lists of name patterns"
+    )
+    skip: tuple[str, ...] = Field((), description="patterns of layers that are left alone")
+    rules: tuple[SpaceRule, ...] = ()
