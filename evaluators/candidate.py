@@ -22,7 +22,7 @@ from ..policies.export.tracing import OnnxTracer
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import input_energies
 from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
-from ..policies.policy import Policy
+from ..policies.policy import Policy, Scalar
 from ..policies.stored_layers import write_layer
 from ..policies.techniques import Phase
 from ..policies.techniques.prune_obs import PruneOBS
@@ -96,6 +96,7 @@ class CandidateEvaluator:
         self._tracer, self._memory = OnnxTracer(), CodingMemory()
         self._profiles: dict[str, Profile] = {}
         self._files: Mapping[str, bytes] = {}
+        self._shaped: dict[tuple[tuple[str, Scalar], ...], CandidateEvaluator] = {}
 
     def with_halved_batches(self, times: int) -> CandidateEvaluator:
         """The same with smaller batches, for a candidate that ran out of memory."""
@@ -107,6 +108,23 @@ class CandidateEvaluator:
         smaller = CandidateEvaluator(bench, max(1, self._batch_size >> times))
         smaller.adopt(self._files)
         return smaller
+
+    def of_shape(self, shape: Mapping[str, Scalar]) -> CandidateEvaluator:
+        """The same for the network of a shape; this one where a policy sets none. The last is kept.
+
+        Raises
+        ------
+        PolicyError
+            Where the workbench has no network of this shape.
+        """
+        if not shape:
+            return self
+        key = tuple(sorted(shape.items()))
+        if key not in self._shaped:
+            shaped = CandidateEvaluator(self.bench.of_shape(shape), self._batch_size)
+            shaped._probe = self._probe
+            self._shaped = {key: shaped}
+        return self._shaped[key]
 
     def build(self, policy: Policy, watch: Stopwatch, ranges: Tensor | None = None) -> Candidate:
         """Compress, without training; the exported sums' 8-bit ranges by these pictures (N, C, H, W), or by all."""
@@ -250,7 +268,7 @@ class CandidateEvaluator:
     def _compress_plan(self, plan: Plan, calibration: Tensor | None = None) -> CompressedModel:
         calibration = self._calibration if calibration is None else calibration
         # Which channels are dead is only known of the whole network.
-        if not plan.dead and self._bank.can_make(plan):
+        if plan.layers and not plan.dead and self._bank.can_make(plan):
             return self._bank.assemble(plan, calibration)
         return apply_plan(plan, self.bench.graph, self.bench.model, calibration, self._energies)
 
@@ -301,9 +319,8 @@ class CandidateEvaluator:
 
     def _distillation(self) -> Loss:
         settings = self.bench.settings
-        return distillation(
-            self.bench.model, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing
-        )
+        teacher, *_ = self.bench.teachers or (self.bench.model,)
+        return distillation(teacher, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing)
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)

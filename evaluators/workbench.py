@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
 
 from ..policies.coding.stream import Coder
+from ..policies.errors import PolicyError
 from ..policies.graph import ModelGraph
+from ..policies.policy import Scalar
 from .data import DataSet
+from .supernet import Supernet
 from .training.gradual import PruneSchedule
 from .training.loop import Recipe
 
@@ -79,6 +83,10 @@ class Workbench:
         How to measure.
     threads
         For torch and for error measurements in the runtime.
+    supernet
+        What networks of other shapes are cut out of, where the shape is searched.
+    teachers
+        What candidates learn from; the dense network where there are none.
     """
 
     model: nn.Module
@@ -87,3 +95,20 @@ class Workbench:
     reference: bytes
     settings: Settings
     threads: int = 1
+    supernet: Supernet | None = None
+    teachers: tuple[nn.Module, ...] = ()
+
+    def of_shape(self, shape: Mapping[str, Scalar]) -> Workbench:
+        """The same for the network of a shape: cut out of the supernet, with the dense network for a teacher.
+
+        Raises
+        ------
+        PolicyError
+            Where there is no supernet, or it does not hold this shape.
+        """
+        if self.supernet is None:
+            raise PolicyError("the policy sets the network's shape, but this run has no supernet; give space.shape")
+        calibration = self.data.preprocess(self.data.calibration.images)
+        network = self.supernet.network(shape, calibration)
+        graph = ModelGraph.trace(network, calibration[:1], of_shape=shape)
+        return replace(self, model=network, graph=graph, supernet=None, teachers=self.teachers or (self.model,))

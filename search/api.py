@@ -25,7 +25,7 @@ from .driver import run_stages
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
-from .prepare import Given, Prepared, data_options, dense_network, prepare, read_data
+from .prepare import Given, Prepared, data_options, dense_network, network_for, prepare, read_data
 from .profiling import run_profile
 from .progress import Listener, Silence
 from .report.sensitivity import Profile
@@ -260,15 +260,15 @@ class Candidate:
 
     def model(self) -> nn.Module:
         """A plain ``nn.Module`` with the compressed weights, as the ``.press`` file holds them (inputs in float32)."""
-        dense, data = self._dense()
+        network, data = self._network()
         content = self.front.run.artefact(self.member.id, "model.press")
         if not content.is_file():
             raise WorkError(f"{content} is missing; 'paretopress resume {self.front.run.path}' makes it again")
         example = data.preprocess(data.calibration.images[:1])
-        graph = ModelGraph.trace(dense, example)
-        return restore(make_plan(self.member.policy, graph), graph, dense, decode(content.read_bytes()).tensors)
+        graph = ModelGraph.trace(network, example, of_shape=self.policy.shape)
+        return restore(make_plan(self.policy, graph), graph, network, decode(content.read_bytes()).tensors)
 
-    def _dense(self) -> tuple[nn.Module, DataSet]:
+    def _network(self) -> tuple[nn.Module, DataSet]:
         given, config = self.front.given, self.front.config
         if (given.model is None and config.model.name == OWN_MODEL) or (
             given.data is None and config.data.name == OWN_DATA
@@ -277,4 +277,6 @@ class Candidate:
                 "the run was started from Python with objects; use the front that search() returned"
             )
         data = given.data or read_data(config, lambda _: None)
+        if self.policy.shape:
+            return network_for(self.policy, config, data), data
         return given.model or dense_network(config, data, self.front.run, lambda _: None), data

@@ -53,6 +53,12 @@ class Config(Section):
         """The budgets, read."""
         return tuple(Budget.parse(name, text) for name, text in self.budgets.items())
 
+    @property
+    def sampler(self) -> str:
+        """The sampler of the search: a bank is of one network's layers, so shapes are left to TPE where none is named."""
+        name = self.search.sampler
+        return "tpe" if self.space.shape is not None and name == "bank" else name
+
     def to_yaml(self) -> str:
         """The whole configuration with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)

@@ -12,27 +12,30 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..evaluators.candidate import dense_counts, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
-from ..evaluators.models import build_model, load_weights
+from ..evaluators.models import build_model, load_weights, save_weights
 from ..evaluators.sources import load_data
+from ..evaluators.supernet import Supernet
 from ..evaluators.training.loop import train
 from ..evaluators.workbench import Settings, Workbench
+from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor
 from ..policies.errors import ConfigError, DataError, ModelError
 from ..policies.export.onnx import export_onnx
-from ..policies.files import write_atomically
 from ..policies.graph import ModelGraph
+from ..policies.policy import Policy
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
+from ..spaces.shapes import ShapeSpace
 from .config import Config
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
+from .shaping import make_supernet, shape_space
 
 Say = Callable[[str], None]
 
@@ -73,7 +76,7 @@ class Prepared:
 
     bench: Workbench
     data: DataSet
-    space: LayerwiseSpace
+    space: LayerwiseSpace | ShapeSpace
     context_hash: str
     workers: int
     threads: int
@@ -110,12 +113,24 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     settings = _settings(config)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
     coder = "" if settings.coder == "ans" else settings.coder
-    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{coder}".encode()).hexdigest()
+    space, supernet, held = _space(config, data, model, graph, run, say)
+    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{coder}{held}".encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
-    bench = Workbench(model, graph, data.without_test(), reference, settings, threads)
-    return Prepared(bench, data, make_space(config.space, graph, model), context, workers, threads)
+    bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet)
+    return Prepared(bench, data, space, context, workers, threads)
+
+
+def _space(
+    config: Config, data: DataSet, model: nn.Module, graph: ModelGraph, run: RunDirectory, say: Say
+) -> tuple[LayerwiseSpace | ShapeSpace, Supernet | None, str]:
+    """What is searched, the supernet where that is the network's shape, and the supernet's digest."""
+    if config.space.shape is None:
+        return make_space(config.space, graph, model), None, ""
+    space = shape_space(config, model, data.preprocess(data.calibration.images[:1]), say)
+    supernet = make_supernet(config, data, model, space, run, say)
+    return space, supernet, _weights_digest(supernet.model)
 
 
 def read_data(config: Config, say: Say) -> DataSet:
@@ -158,7 +173,7 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
             checkpoint=checkpoint,
             on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
         )
-        save_network(model, run.weights)
+        save_weights(model, run.weights)
         checkpoint.unlink(missing_ok=True)
     return model
 
@@ -171,10 +186,11 @@ def empty_network(config: Config, data: DataSet) -> nn.Module:
     return build_model(section.name, num_classes=known, in_channels=channels, seed=config.seed, **section.arguments)
 
 
-def save_network(model: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors."""
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+def network_for(policy: Policy, config: Config, data: DataSet) -> nn.Module:
+    """The untrained network that a policy is carried out on: of the shape that it sets, or the configuration's."""
+    if not policy.shape:
+        return empty_network(config, data)
+    return network_of(policy.shape, config.model.num_classes or data.num_classes, data.input_shape[0])
 
 
 def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None = None) -> LayerwiseSpace:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..policies.architectures.shapes import canonical
 from ..policies.errors import PolicyError, SearchError
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
@@ -53,11 +54,12 @@ class Screening:
             Where every candidate fails.
         """
         settings = self.session.config.search
-        guide = self._guide(dispatcher) if settings.sampler == "bank" else None
+        sampler = self.session.config.sampler
+        guide = self._guide(dispatcher) if sampler == "bank" else None
         study = Study(
             self.session.prepared.space,
             self.session.objectives,
-            settings.sampler,
+            sampler,
             self.session.config.seed,
             settings.evaluations,
             guide,
@@ -128,6 +130,9 @@ class Screening:
 
     def _normalised(self, policy: Policy) -> tuple[Policy, str | None]:
         try:
+            # Whether the supernet holds a shape is seen where it is cut out.
+            if policy.shape and not policy.layers:
+                return Policy(shape=canonical(policy.shape)), None
             return make_plan(policy, self.session.prepared.bench.graph).policy, None
         except PolicyError as error:
             return policy, str(error)

@@ -111,6 +111,12 @@ class ShapeSpace:
         """The middle of every menu."""
         return {knob: (len(options) - 1) // 2 for knob, options in self.menu().items()}
 
+    def shapes(self) -> Iterator[dict[str, Scalar]]:
+        """The shape of every combination that is a network."""
+        for chosen in self._all():
+            if self._complaint(chosen) is None:
+                yield dict(self.policy(chosen).shape)
+
     def _all(self) -> Iterator[Choices]:
         menu = self.menu()
         for places in itertools.product(*(range(len(options)) for options in menu.values())):

@@ -58,7 +58,7 @@ class MobileNetV1(nn.Module):
         self.resize = resizing(knobs)
         self.stem = conv_bn(in_channels, knobs.stem, 3, knobs.strides[0])
         channels = knobs.stem
-        blocks = OrderedDict()
+        blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for name, (channels_out, stride) in knobs.named_blocks().items():
             blocks[name] = separable(channels, channels_out, stride)
             channels = channels_out

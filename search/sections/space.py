@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ...spaces.precision import KNOWN
 from .base import Count, Section, Share
+from .training import TrainConfig
 
 
 class SpaceRule(Section):
@@ -19,6 +20,32 @@ class SpaceRule(Section):
     rank: tuple[float, ...] | None = None
     channels: tuple[float, ...] | None = None
     blocks: tuple[Literal["keep", "drop"], ...] | None = None
+
+
+class SupernetConfig(TrainConfig):
+    """How the one network is trained that all shapes are cut out of; it starts as the dense network."""
+
+    random: Count = Field(2, description="random shapes that learn in each step beside the largest and the smallest")
+    weights: str | None = Field(None, description="a .safetensors file of one that is trained already")
+
+
+class ShapeConfig(Section):
+    """Shapes of the network's family: which knobs have a menu, all others stay as the dense network has them."""
+
+    menus: dict[str, tuple[int | float | str | bool, ...]] = Field(
+        default_factory=dict, description="options of each knob; the family's own menus where none is given"
+    )
+    supernet: SupernetConfig = SupernetConfig()
+
+    @field_validator("menus")
+    @classmethod
+    def _some(
+        cls, value: dict[str, tuple[int | float | str | bool, ...]]
+    ) -> dict[str, tuple[int | float | str | bool, ...]]:
+        for knob, options in value.items():
+            if not options:
+                raise ValueError(f"{knob}: expected one option or more, got none")
+        return value
 
 
 class SpaceConfig(Section):
@@ -68,3 +95,8 @@ class SpaceConfig(Section):
     )
     skip: tuple[str, ...] = Field((), description="patterns of layers that are left alone")
     rules: tuple[SpaceRule, ...] = ()
+    shape: ShapeConfig | None = Field(
+        None,
+        description="search the shape of the network in place of what is done to its layers; model.name is family:NAME"
+        " with the largest shape as its arguments",
+    )
