@@ -31,7 +31,7 @@ from .progress import Listener, Silence
 from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
-from .summary import note_layers, write_report
+from .summary import note_classes, note_layers, write_report
 
 OWN_MODEL = "python.object:model"
 OWN_DATA = "python.object:data"
@@ -157,6 +157,8 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
     config, out
         What is looked at, and the run directory.
     """
+    if config.space.shape is not None:
+        raise ConfigError("space.shape: sensitivity curves are of one network's layers; leave out space.shape")
     with open_session(config, out, listener or Silence(), given or Given()) as session:
         return run_profile(session)
 
@@ -173,6 +175,8 @@ def open_session(config: Config, out: Path, listener: Listener, given: Given) ->
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
+            if prepared.bench.supernet is not None:
+                note_classes(ledger, prepared.bench.supernet.num_classes, prepared.data.input_shape[0])
             yield Session(config, run, prepared, ledger, listener)
     except (ConfigError, DataError, ModelError):
         if is_new:

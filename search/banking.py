@@ -327,7 +327,7 @@ def layers_of(session: Session) -> LayerwiseSpace:
     """
     if not isinstance(session.prepared.space, LayerwiseSpace):
         raise ConfigError(
-            "space.shape: a bank and sensitivity curves are of one network's layers; leave out space.shape, or give"
+            "space.shape: a bank is of one network's layers; leave out space.shape, or give"
             " another search.sampler than bank"
         )
     return session.prepared.space

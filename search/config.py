@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from ..policies.architectures import SHAPED
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
@@ -52,6 +53,15 @@ class Config(Section):
     def limits(self) -> tuple[Budget, ...]:
         """The budgets, read."""
         return tuple(Budget.parse(name, text) for name, text in self.budgets.items())
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> Config:
+        source, _, family = self.model.name.partition(":")
+        if self.space.shape is not None and (source != "family" or family not in SHAPED):
+            raise ValueError(
+                f"space.shape: expected model.name to be family: and one of {', '.join(SHAPED)}; got '{self.model.name}'"
+            )
+        return self
 
     @property
     def sampler(self) -> str:

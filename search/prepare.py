@@ -35,7 +35,7 @@ from ..spaces.shapes import ShapeSpace
 from .config import Config
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
-from .shaping import make_supernet, shape_space
+from .shaping import given_space, make_supernet, shape_space
 
 Say = Callable[[str], None]
 
@@ -103,6 +103,8 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
         raise DataError(
             f"data set '{data.name}' has no test split; give test pictures, each final candidate needs them"
         )
+    if config.space.shape is not None:
+        given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
     model = model.eval()
     _check_outputs(model, data)

@@ -41,16 +41,30 @@ def shape_space(config: Config, dense: nn.Module, example: Tensor, say: Say) -> 
     ConfigError
         Where the network is of no family with a shape, a knob is unknown, or no choice is left.
     """
+    given = given_space(config, example.shape[-1])
+    if given is not None:
+        return given
     shape = dense_shape(config, example.shape[-1])
     knobs = SHAPED[str(shape[FAMILY])].shape(**{name: value for name, value in shape.items() if name != FAMILY})
-    given = _shape_config(config).menus
-    if given:
-        menus: Mapping[str, tuple[Scalar, ...]] = given
-    else:
-        supernet = Supernet(dense, example, _outputs(dense, example))
-        menus = default_menus(str(shape[FAMILY]), knobs.pixels, knobs.downsampling)
-        menus = {knob: _held(supernet, shape, knob, options, say) for knob, options in menus.items()}
-        menus = {knob: options for knob, options in menus.items() if len(options) > 1}
+    supernet = Supernet(dense, example, _outputs(dense, example))
+    menus = default_menus(str(shape[FAMILY]), knobs.pixels, knobs.downsampling)
+    menus = {knob: _held(supernet, shape, knob, options, say) for knob, options in menus.items()}
+    return _space(shape, {knob: options for knob, options in menus.items() if len(options) > 1})
+
+
+def given_space(config: Config, side: int) -> ShapeSpace | None:
+    """The space where the configuration names its menus, which needs no network; ``None`` where it does not.
+
+    Raises
+    ------
+    ConfigError
+        As ``shape_space`` does.
+    """
+    shape, menus = dense_shape(config, side), _shape_config(config).menus
+    return _space(shape, menus) if menus else None
+
+
+def _space(shape: Shape, menus: Mapping[str, tuple[Scalar, ...]]) -> ShapeSpace:
     fixed = {name: value for name, value in shape.items() if name != FAMILY and name not in menus}
     return ShapeSpace(str(shape[FAMILY]), menus, fixed)
 
@@ -61,13 +75,9 @@ def dense_shape(config: Config, side: int) -> dict[str, Scalar]:
     Raises
     ------
     ConfigError
-        Where it is of no family with a shape, or made for pictures of another side.
+        Where its knobs are wrong, or it is made for pictures of another side.
     """
-    source, _, family = config.model.name.partition(":")
-    if source != "family" or family not in SHAPED:
-        raise ConfigError(
-            f"space.shape: expected model.name to be family: and one of {', '.join(SHAPED)}; got '{config.model.name}'"
-        )
+    family = config.model.name.partition(":")[2]
     try:
         knobs = SHAPED[family].shape(**config.model.arguments)
     except ModelError as error:
