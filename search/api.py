@@ -22,6 +22,7 @@ from ..policies.policy import Policy
 from ..policies.version import VERSION
 from .config import Config, load_config, make_config
 from .driver import run_stages
+from .early_exits import ExitsFound, find_exits
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
@@ -161,6 +162,18 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
         raise ConfigError("space.shape: sensitivity curves are of one network's layers; leave out space.shape")
     with open_session(config, out, listener or Silence(), given or Given()) as session:
         return run_profile(session)
+
+
+def early_exits(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> ExitsFound:
+    """Give the network of a configuration early exits; ``exits.json``, ``exits.html`` and the exported files are written.
+
+    Parameters
+    ----------
+    config, out
+        Whose ``exits`` say how, and the run directory.
+    """
+    with open_session(config, out, listener or Silence(), given or Given()) as session:
+        return find_exits(session)
 
 
 @contextmanager

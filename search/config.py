@@ -13,6 +13,7 @@ from ..policies.architectures import SHAPED
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
+from .sections.exits import ExitsConfig
 from .sections.network import DataConfig, ModelConfig
 from .sections.search import LatencyConfig, PoolConfig, SearchConfig, StorageConfig
 from .sections.space import SpaceConfig
@@ -33,6 +34,7 @@ class Config(Section):
     space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    exits: ExitsConfig = ExitsConfig()
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
