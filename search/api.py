@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..evaluators.data import DataSet
+from ..evaluators.models import load_weights
 from ..evaluators.sources import as_dataset
+from ..evaluators.supernet import Slimmable, Supernet
 from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import ConfigError, DataError, InputError, ModelError, RunDirectoryError, WorkError
@@ -137,6 +139,33 @@ def open_front(directory: str | Path) -> Front:
     """The front of a finished run."""
     run, config = find_run(Path(directory))
     return Front(run, config, FrontData.read(run.front), Given())
+
+
+def slimmable(directory: str | Path) -> Slimmable:
+    """One network that takes on any shape of a run's front at run time, with the weights of the run's supernet.
+
+    The front's finalists were trained on their own and are better than the same shapes here; all of these together are as
+    large as the largest alone.
+
+    Parameters
+    ----------
+    directory
+        A run that searched shapes.
+
+    Raises
+    ------
+    ConfigError
+        Where the run searched no shapes.
+    """
+    front = open_front(directory)
+    config, data = front.config, read_data(front.config, lambda _: None)
+    if config.space.shape is None:
+        raise ConfigError(f"{directory}: the run searched no shapes; give one whose configuration has space.shape")
+    model = dense_network(config, data, front.run, lambda _: None)
+    load_weights(model, config.space.shape.supernet.weights or str(front.run.supernet))
+    calibration = data.preprocess(data.calibration.images)
+    supernet = Supernet(model.eval(), calibration[:1], int(model(calibration[:1]).shape[1]))
+    return supernet.slimmable([member.policy.shape for member in front], calibration)
 
 
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
