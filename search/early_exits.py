@@ -112,7 +112,7 @@ def find_exits(session: Session) -> ExitsFound:
     )
     exits = _on_validation(session, network, file, probe)
     points = _undominated(exits)
-    chosen = _spread(points, session.config.exits.members)
+    chosen = _spread(_useful(session, exits, points), session.config.exits.members)
     members = []
     for number, thresholds in enumerate(chosen, 1):
         policy = Policy(exits=dict(zip(network.after, thresholds)))
@@ -188,6 +188,13 @@ def _undominated(exits: Exits) -> list[tuple[float, ...]]:
     values = np.array([[average.error_pct, average.latency_ratio] for average in found])
     kept = {tuple(values[i]): sets[i] for i in front_of(values, np.zeros(len(values)))}
     return [kept[key] for key in sorted(kept, key=lambda key: key[1])]
+
+
+def _useful(session: Session, exits: Exits, points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Those whose error is within ``search.screen_error`` of the network's own; the best one where none is."""
+    own = exits.at([NEVER] * (len(exits.logits) - 1)).error_pct
+    near = [point for point in points if exits.at(point).error_pct <= own + session.config.search.screen_error]
+    return near or points[-1:]
 
 
 def _spread(points: Sequence[tuple[float, ...]], count: int) -> list[tuple[float, ...]]:

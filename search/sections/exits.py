@@ -18,7 +18,10 @@ class ExitsConfig(TrainConfig):
     )
     count: Count = Field(2, description="exits, where they are placed by cost")
     tuned: bool = Field(False, description="whether the network itself learns too; its own error may then change")
-    members: Count = Field(6, description="sets of thresholds that are exported and tested")
+    members: Count = Field(
+        6,
+        description="sets of thresholds that are exported and tested; their error is within search.screen_error of the network's",
+    )
     epochs: Count = Field(2, description="passes over the training pictures")
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Positive = Field(3e-3, description="peak learning rate of the one-cycle schedule")
