@@ -11,7 +11,9 @@ from ..policies.coding.stream import Coder
 from ..policies.graph import ModelGraph
 from .data import DataSet
 from .training.gradual import PruneSchedule
+from .training.hints import Hint
 from .training.loop import Recipe
+from .training.methods import Method
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ class Settings:
     seed
         Of the run.
     coder
-        Of stored files. Not shown: results of older runs are known by the other settings.
+        Of stored files. Not shown, like what follows: results of older runs are known by the other settings.
+    teach
+        How finalists learn from the teachers.
+    hint
+        Which inner layers do, where ``teach`` is ``hints``.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -59,6 +65,8 @@ class Settings:
     teacher_weight: float = 0.7
     seed: int = 0
     coder: Coder = field(default="ans", repr=False)
+    teach: Method = field(default="soft", repr=False)
+    hint: Hint | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class Workbench:
         How to measure.
     threads
         For torch and for error measurements in the runtime.
+    teachers
+        Networks that candidates learn from, in evaluation mode; none: the dense network.
     """
 
     model: nn.Module
@@ -87,3 +97,4 @@ class Workbench:
     reference: bytes
     settings: Settings
     threads: int = 1
+    teachers: tuple[nn.Module, ...] = ()

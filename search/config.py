@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
@@ -48,6 +48,15 @@ class Config(Section):
             except ConfigError as error:
                 raise ValueError(str(error)) from error
         return value
+
+    @model_validator(mode="after")
+    def _agrees_with_one(self) -> Config:
+        if self.quality == "agreement" and self.recovery.teachers:
+            raise ValueError(
+                "recovery.teachers: quality: agreement asks to match the dense network; leave out the teachers, or take"
+                " quality: error"
+            )
+        return self
 
     def limits(self) -> tuple[Budget, ...]:
         """The budgets, read."""
