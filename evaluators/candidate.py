@@ -37,9 +37,11 @@ from .observe import Observations
 from .runtime import logits, session
 from .stitch import norms_after
 from .stitched import StitchedRung
-from .training.distillation import distillation
+from .training.ensemble import as_one
 from .training.gradual import halves, prune_gradually
-from .training.loop import Loss, Recipe, train
+from .training.loop import Recipe
+from .training.methods import make_teaching
+from .training.teaching import Teaching, teach
 from .workbench import Workbench
 
 ONNX_BATCH = 100
@@ -199,7 +201,7 @@ class CandidateEvaluator:
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
     def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
-        """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
+        """The last rung: fine-tuned with the teachers, the exported file tried on all validation pictures.
 
         Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0).
         """
@@ -247,7 +249,7 @@ class CandidateEvaluator:
         solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
         first_plan = before(plan, Phase.QUANTIZE) if solved else before_rising_sparsity(plan)
         early = self._own(self._compress_plan(first_plan))
-        loss = self._distillation()
+        loss = self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing)
         inner = _inner_targets(early.model, targets)
         schedule = self.bench.settings.prune_schedule
         prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss, schedule=schedule)
@@ -315,12 +317,16 @@ class CandidateEvaluator:
 
     def _train(self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet) -> None:
         # A dense network that is handed over frozen is recovered like any other.
-        train(model.requires_grad_(True), data, recipe, seed=seed, loss=self._distillation())
+        teach(model.requires_grad_(True), self._teacher, self._teaching, data, recipe, seed=seed)
 
-    def _distillation(self) -> Loss:
+    @cached_property
+    def _teaching(self) -> Teaching:
         settings = self.bench.settings
-        teacher, *_ = self.bench.teachers or (self.bench.model,)
-        return distillation(teacher, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing)
+        return make_teaching(settings.teach, settings.temperature, settings.teacher_weight, settings.hint)
+
+    @cached_property
+    def _teacher(self) -> nn.Module:
+        return as_one(self.bench.teachers or (self.bench.model,))
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)

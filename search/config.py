@@ -52,6 +52,15 @@ class Config(Section):
                 raise ValueError(str(error)) from error
         return value
 
+    @model_validator(mode="after")
+    def _agrees_with_one(self) -> Config:
+        if self.quality == "agreement" and self.recovery.teachers:
+            raise ValueError(
+                "recovery.teachers: quality: agreement asks to match the dense network; leave out the teachers, or take"
+                " quality: error"
+            )
+        return self
+
     def limits(self) -> tuple[Budget, ...]:
         """The budgets, read."""
         return tuple(Budget.parse(name, text) for name, text in self.budgets.items())

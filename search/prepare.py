@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,6 @@ from ..evaluators.latency import LatencyProbe
 from ..evaluators.models import build_model, load_weights, save_weights
 from ..evaluators.sources import load_data
 from ..evaluators.supernet import Supernet
-from ..evaluators.training.loop import train
 from ..evaluators.workbench import Settings, Workbench
 from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import encode
@@ -36,6 +35,7 @@ from .config import Config
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
 from .shaping import given_space, make_supernet, shape_space
+from .teachers import known_by, learned, read_teachers, settled_hint
 
 Say = Callable[[str], None]
 
@@ -112,15 +112,19 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     graph = ModelGraph.trace(model, example)
     reference = export_onnx(model, example, calibration=None)
     torch.set_num_threads(max(1, threads))
-    settings = _settings(config)
+    teachers = read_teachers(config.recovery, model, data, config.seed, "recovery")
+    hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
+    settings = replace(_settings(config), hint=hint)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
     coder = "" if settings.coder == "ans" else settings.coder
     space, supernet, held = _space(config, data, model, graph, run, say)
-    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{coder}{held}".encode()).hexdigest()
+    taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
+    known = f"{data.digest()}{_weights_digest(model)}{settings}{coder}{taught}{held}"
+    context = hashlib.sha256(known.encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
-    bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet)
+    bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet, teachers)
     return Prepared(bench, data, space, context, workers, threads)
 
 
@@ -167,10 +171,10 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
         recipe = section.train.recipe()
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
         checkpoint = run.path / "training.safetensors"
-        train(
+        learned(
             model,
             data,
-            recipe,
+            section.train,
             seed=config.seed,
             checkpoint=checkpoint,
             on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
@@ -317,6 +321,7 @@ def _settings(config: Config) -> Settings:
         teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,
         seed=config.seed,
         coder=config.storage.coder,
+        teach=config.recovery.teach,
     )
 
 
