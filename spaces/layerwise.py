@@ -1,4 +1,4 @@
-"""Per-layer menus of sparsity, precision, rank, channels and blocks; layers may be tied so that they share one choice."""
+"""Per-layer menus of sparsity, precision, rank, rewrites, channels and blocks; tied layers share one choice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .base import Choices, SuggestTrial
 from .groups import group_steps
 from .menus import KNOBS, Menu, make_units
 from .precision import is_generated, precision_pair
-from .steps import DROPPERS, factor_step, factor_steps, pruning_step
+from .steps import DROPPERS, factor_step, factor_steps, pruning_step, rewrite_steps
 from .thresholds import sparsities_by_threshold
 
 __all__ = ["KNOBS", "LayerwiseSpace", "Menu", "factor_step", "make_units"]
@@ -136,7 +136,7 @@ class LayerwiseSpace:
         }
         settings: list[dict[str, int]] = [{}]
         settings += [{knob: i} for knob in reversed(KNOBS[1:]) for i in range(1, longest[knob])]
-        for other in ("channels", "sparsity", "rank"):
+        for other in ("channels", "sparsity", "rank", "rewrite"):
             pairs = itertools.product(range(1, longest[other]), range(1, longest["precision"]))
             settings += [{other: i, "precision": j} for i, j in pairs]
         pairs = itertools.product(range(len(self.proposals)), range(longest["precision"]))
@@ -182,8 +182,8 @@ class LayerwiseSpace:
         return out
 
     def central(self) -> Choices:
-        """The middle option of each knob, with all channels and blocks kept."""
-        kept = ("/blocks", "/channels")
+        """The middle option of each knob, with all channels and blocks kept and no layer rewritten by choice."""
+        kept = ("/blocks", "/channels", "/rewrite")
         return {name: 0 if name.endswith(kept) else len(options) // 2 for name, options in self.menu().items()}
 
     def alone(self, unit: str, chosen: Mapping[str, float | int | str]) -> Policy:
@@ -241,15 +241,12 @@ class LayerwiseSpace:
         if options["blocks"] == "drop" and self._starts_branch(layer.name):
             yield DROP
             return
-        channels, rank = float(str(options["channels"])), float(str(options["rank"]))
+        channels = float(str(options["channels"]))
         if channels < 1:
             group = self.graph.group_of(layer.name)
             if group is not None and group.refusal is None and group.root == layer.name:
                 yield self._dropping(group, round(1 - channels, 6))
-        factors = None
-        if rank < 1:
-            wanted = self._best(layer, factor_steps(layer, rank, self.factorize))
-            factors = wanted if _fits(wanted, layer) else None
+        factors = self._in_place(layer, str(options["rewrite"]), float(str(options["rank"])))
         if factors is not None:
             yield factors
         sparsity, precision = float(str(options["sparsity"])), str(options["precision"])
@@ -264,6 +261,12 @@ class LayerwiseSpace:
             yield steps[0] if sparsity > 0 else self._best(layer, steps, factors)
         if pruned and self.drop_dead and self._can_empty(layer):
             yield DROP_DEAD
+
+    def _in_place(self, layer: LayerInfo, rewrite: str, rank: float) -> Step | None:
+        """What puts several layers in the layer's place: the rewrite where it fits, else the factorization where one does."""
+        pairs = [rewrite_steps(layer, rewrite), factor_steps(layer, rank, self.factorize) if rank < 1 else None]
+        wanted = [self._best(layer, pair) for pair in pairs if pair is not None]
+        return next((step for step in wanted if _fits(step, layer)), None)
 
     def _can_empty(self, layer: LayerInfo) -> bool:
         group = self.graph.group_of(layer.name)

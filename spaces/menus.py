@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 from ..policies.errors import ConfigError
 from ..policies.graph import ModelGraph
 from .precision import precision_pair
+from .steps import REWRITES
 
-KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
+KNOBS = ("blocks", "channels", "rewrite", "rank", "sparsity", "precision")
 BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
 AUTO_TIE_ABOVE = 16
 
@@ -31,6 +32,9 @@ class Menu:
         Shares of the channels kept.
     blocks
         ``keep``, and ``drop`` for the residual branch that starts with the layer.
+    rewrite
+        ``keep``, and words of ``steps.REWRITES`` for the layers that may stand in this one's place; a layer that is
+        rewritten is not factorized.
     """
 
     sparsity: tuple[float, ...] = (0.0,)
@@ -38,6 +42,7 @@ class Menu:
     rank: tuple[float, ...] = (1.0,)
     channels: tuple[float, ...] = (1.0,)
     blocks: tuple[str, ...] = ("keep",)
+    rewrite: tuple[str, ...] = ("keep",)
 
     def __post_init__(self) -> None:
         for name in KNOBS:
@@ -47,6 +52,9 @@ class Menu:
             raise ConfigError(
                 f"space.blocks: expected [keep], [keep, drop] or [drop] in this order; got [{', '.join(self.blocks)}]"
             )
+        for word in self.rewrite:
+            if word not in REWRITES:
+                raise ConfigError(f"space.rewrite: expected words of {', '.join(REWRITES)}; got '{word}'")
         for text in self.precision:
             precision_pair(text)
         for share in self.sparsity:

@@ -19,12 +19,33 @@ PRUNERS: dict[str, tuple[str, dict[str, str]]] = {
     "obd_inputs": ("prune_obd", {"curvature": "inputs"}),
     "obs": ("prune_obs", {}),
 }
+REWRITES: dict[str, str | None] = {
+    "keep": None,
+    "separable": "rewrite_separable",
+    "stacked": "rewrite_stacked",
+    "asymmetric": "rewrite_asymmetric",
+    "flattened": "rewrite_flattened",
+    "pooled": "rewrite_pooled",
+}
+"""What stands in a layer's place, as the technique that puts it there."""
 
 
 def pruning_step(word: str, sparsity: float) -> Step:
     """The step of a word of ``PRUNERS``."""
     technique, fixed = PRUNERS[word]
     return Step.of(technique, sparsity=sparsity, **fixed)
+
+
+def rewrite_steps(layer: LayerInfo, word: str) -> tuple[Step, Step] | None:
+    """The rewrite of a word of ``REWRITES``, fitted to the weights alone and to the outputs; ``None`` where the layer stays.
+
+    A pooled layer is always fitted to the outputs: it has few inputs left, for which that costs next to nothing.
+    """
+    technique = REWRITES[word]
+    if technique == "rewrite_pooled":
+        step = Step.of(technique, positions=layer.positions)
+        return (step, step) if layer.positions > 1 else None
+    return None if technique is None else (Step.of(technique, fit="weights"), Step.of(technique))
 
 
 def factor_step(layer: LayerInfo, share: float, factorize: str) -> Step:
