@@ -210,9 +210,10 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
-    if section.drop_dead and any(share < 1 for menu in menus.values() for share in menu.rank):
+    split = (menu for menu in menus.values() if min(menu.rank) < 1 or set(menu.rewrite) != {"keep"})
+    if section.drop_dead and any(split):
         raise ConfigError(
-            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank"
+            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank and rewrite"
         )
     space = LayerwiseSpace(
         graph,
@@ -231,7 +232,7 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     if not space.menu():
         raise ConfigError(
             "space: every menu has one option or none fits a layer;"
-            " give sparsity, precision, rank, channels or blocks two or more"
+            " give sparsity, precision, rank, rewrite, channels or blocks two or more"
         )
     return space
 

@@ -10,6 +10,8 @@ from ...spaces.precision import KNOWN
 from .base import Count, Section, Share
 from .training import TrainConfig
 
+Rewrite = Literal["keep", "separable", "stacked", "asymmetric", "flattened", "pooled"]
+
 
 class SpaceRule(Section):
     """Menus for the layers whose names match a pattern, in place of the general ones."""
@@ -20,6 +22,7 @@ class SpaceRule(Section):
     rank: tuple[float, ...] | None = None
     channels: tuple[float, ...] | None = None
     blocks: tuple[Literal["keep", "drop"], ...] | None = None
+    rewrite: tuple[Rewrite, ...] | None = None
 
 
 class SupernetConfig(TrainConfig):
@@ -68,6 +71,11 @@ class SpaceConfig(Section):
     blocks: tuple[Literal["keep", "drop"], ...] = Field(
         ("keep",), description="keep, or keep and drop: whether residual branches may be dropped whole"
     )
+    rewrite: tuple[Rewrite, ...] = Field(
+        ("keep",),
+        description="what may stand in a convolution's place: depthwise separable layers, 3 x 3 ones in a row, a column and a"
+        " row, flattened filters; and in that of a linear layer on a map, global average pooling (pooled)",
+    )
     multiple: Count = Field(8, description="channel counts are multiples of this")
     factorize: Literal["svd_spatial", "svd_channel", "tucker2", "cp"] = Field(
         "svd_spatial", description="how convolutions are factorized; linear layers and 1 x 1 ones are by SVD"
@@ -78,7 +86,8 @@ class SpaceConfig(Section):
         " second-order change of what reads them; or neurons that are alike are merged (1507.06149)",
     )
     drop_dead: bool = Field(
-        False, description="drop channels that pruning leaves without a connection; not where ranks are chosen too"
+        False,
+        description="drop channels that pruning leaves without a connection; not where ranks or rewrites are chosen too",
     )
     prune: Literal["auto", "magnitude", "obd", "obd_inputs", "obs", "n_of_m"] = Field(
         "auto",

@@ -246,7 +246,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
             {"space": {"precision": ["int8"]}},
             "fastfood; got 'int8'",
         ),
-        ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, channels or blocks two or more"),
+        ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, rewrite, channels or blocks two or more"),
         ({"space__skip": ["layer9*"]}, "space.skip: 'layer9*' matches no layer; the network has conv1, conv2"),
         ({"model": {"name": "family:lenet6", "train": {}}}, "family has no network 'lenet6'; did you mean lenet5"),
         (
