@@ -207,7 +207,7 @@ def test_an_ensembles_first_network_gives_the_hint() -> None:
     first = METHODS["hints"].stages(network(), Ensemble(networks), data_of(), Recipe(epochs=2))[0]
     x = torch.randn(4, 1, 8, 8)
     hint = output_of(networks[0], "conv2", x)
-    assert float(first.loss(x, hint, LABELS[:4])) == 0
+    assert float(first.loss(x, hint, LABELS[:4]).detach()) == 0
 
 
 class StoppedError(Exception):
