@@ -44,6 +44,11 @@ class Settings:
         Of the run.
     coder
         Of stored files. Not shown: results of older runs are known by the other settings.
+    compact
+        Whether stored files leave out what the network and the policy tell, and scales are folded into batch norms. Not
+        shown either.
+    vector_bits
+        Significant bits of stored biases and batch norms. Not shown either.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -59,6 +64,8 @@ class Settings:
     teacher_weight: float = 0.7
     seed: int = 0
     coder: Coder = field(default="ans", repr=False)
+    compact: bool = field(default=False, repr=False)
+    vector_bits: int = field(default=8, repr=False)
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,8 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     torch.set_num_threads(max(1, threads))
     settings = _settings(config)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
-    coder = "" if settings.coder == "ans" else settings.coder
-    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{coder}".encode()).hexdigest()
+    stored = _stored_otherwise(settings)
+    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{stored}".encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
@@ -299,7 +299,15 @@ def _settings(config: Config) -> Settings:
         teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,
         seed=config.seed,
         coder=config.storage.coder,
+        compact=config.storage.compact,
+        vector_bits=config.storage.vector_bits,
     )
+
+
+def _stored_otherwise(settings: Settings) -> str:
+    """How files are stored, where it is not as it always was: older results keep their identity."""
+    coder = "" if settings.coder == "ans" else settings.coder
+    return f"{coder}{' compact' * settings.compact}{f' {settings.vector_bits}' * (settings.vector_bits != 8)}"
 
 
 def _workers(config: Config) -> tuple[int, int]:
