@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
+from ..policies.compact import brief_policy, numbered
 from ..policies.errors import CandidateError
 from ..policies.export.onnx import export_onnx
 from ..policies.export.tracing import OnnxTracer
+from ..policies.folding import Norms, fold_scales, norms_around, round_scales
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import input_energies
 from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
@@ -276,16 +278,26 @@ class CandidateEvaluator:
 
     def _package(self, compressed: CompressedModel, watch: Stopwatch, ranges: Tensor | None = None) -> Candidate:
         with watch("export"):
+            settings, layers = self.bench.settings, compressed.plan.policy.layers
             settle_statistics(compressed.model)
-            if compressed.plan.policy.layers:
-                round_vectors(compressed.model)
+            if layers and settings.compact:
+                round_scales(compressed.model, settings.vector_bits)
+                fold_scales(compressed.model, self._norms)
+            if layers:
+                round_vectors(compressed.model, settings.vector_bits)
             plain = compressed.plain()
             ranges = self._calibration if ranges is None else ranges
             onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain, tracer=self._tracer)
         with watch("encode"):
-            policy, coder = {"policy": compressed.plan.policy.as_dict()}, self.bench.settings.coder
-            press = encode(compressed.stored(), policy, self._memory, coder)
+            press = self._press(compressed)
         return Candidate(compressed, plain, onnx, press)
+
+    def _press(self, compressed: CompressedModel) -> bytes:
+        settings, policy, tensors = self.bench.settings, compressed.plan.policy, compressed.stored()
+        if not settings.compact:
+            return encode(tensors, {"policy": policy.as_dict()}, self._memory, settings.coder)
+        brief = {"policy": brief_policy(policy, list(self.bench.graph.layers))}
+        return encode(numbered(tensors, compressed.model), brief, None, settings.coder, compact=True)
 
     def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
         interval = bounds("error_ci95", error_interval(error, pictures))
@@ -316,6 +328,8 @@ class CandidateEvaluator:
         return replace(self._profiles[shape], params=nonzero_parameters(candidate.plain))
 
     def _train(self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet) -> None:
+        if self.bench.settings.compact:
+            round_scales(model, self.bench.settings.vector_bits)
         # A dense network that is handed over frozen is recovered like any other.
         teach(model.requires_grad_(True), self._teacher, self._teaching, data, recipe, seed=seed)
 
@@ -349,6 +363,10 @@ class CandidateEvaluator:
         self._files = files
         if "_bank" in vars(self):
             self._bank.adopt(files)
+
+    @cached_property
+    def _norms(self) -> Norms:
+        return norms_around(self.bench.model)
 
     @cached_property
     def _energies(self) -> dict[str, Tensor]:

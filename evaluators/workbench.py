@@ -54,6 +54,10 @@ class Settings:
         How finalists learn from the teachers.
     hint
         Which inner layers do, where ``teach`` is ``hints``.
+    compact
+        Whether stored files leave out what the network and the policy tell, and scales are folded into batch norms.
+    vector_bits
+        Significant bits of stored biases and batch norms.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -71,6 +75,8 @@ class Settings:
     coder: Coder = field(default="ans", repr=False)
     teach: Method = field(default="soft", repr=False)
     hint: Hint | None = field(default=None, repr=False)
+    compact: bool = field(default=False, repr=False)
+    vector_bits: int = field(default=8, repr=False)
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,10 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
     settings = replace(_settings(config), hint=hint)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
-    coder = "" if settings.coder == "ans" else settings.coder
+    stored = _stored_otherwise(settings)
     space, supernet, held = _space(config, data, model, graph, run, say)
     taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
-    known = f"{data.digest()}{_weights_digest(model)}{settings}{coder}{taught}{held}"
+    known = f"{data.digest()}{_weights_digest(model)}{settings}{stored}{taught}{held}"
     context = hashlib.sha256(known.encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
@@ -323,7 +323,15 @@ def _settings(config: Config) -> Settings:
         seed=config.seed,
         coder=config.storage.coder,
         teach=config.recovery.teach,
+        compact=config.storage.compact,
+        vector_bits=config.storage.vector_bits,
     )
+
+
+def _stored_otherwise(settings: Settings) -> str:
+    """How files are stored, where it is not as it always was: older results keep their identity."""
+    coder = "" if settings.coder == "ans" else settings.coder
+    return f"{coder}{' compact' * settings.compact}{f' {settings.vector_bits}' * (settings.vector_bits != 8)}"
 
 
 def _workers(config: Config) -> tuple[int, int]:
