@@ -120,7 +120,7 @@ class RecoveryConfig(TrainConfig):
     prune_schedule: Literal["gradual", "iterative", "surgery"] = Field(
         "gradual",
         description="how they do: along a cubic, and those that matter come back (1710.01878); in rounds of pruning and"
-        " training (1506.02626); or all from the start, and masked weights that grow are spliced in again (1608.04493)",
+        " training (1506.02626); or along the cubic, and masked weights learn on until they are spliced in (1608.04493)",
     )
     tryout: Share = Field(
         0.1,
