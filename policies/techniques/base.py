@@ -128,7 +128,7 @@ class About:
     ----------
     rows
         Kinds of technique it covers, as the documentation numbers them: ``P1`` to ``P13`` prune, ``Q1`` to ``Q16`` quantize
-        and share, ``R1`` to ``R4`` factorize.
+        and share, ``R1`` to ``R4`` factorize, ``A8`` learns the architecture.
     title
         In a few words.
     layers

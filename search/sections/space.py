@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ...spaces.precision import KNOWN
 from .base import Count, Section, Share
+from .learned import LearnedConfig
 
 
 class SpaceRule(Section):
@@ -68,3 +69,4 @@ class SpaceConfig(Section):
     )
     skip: tuple[str, ...] = Field((), description="patterns of layers that are left alone")
     rules: tuple[SpaceRule, ...] = ()
+    learned: LearnedConfig = LearnedConfig()
