@@ -22,7 +22,7 @@ from ..policies.export.tracing import OnnxTracer
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import input_energies
 from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
-from ..policies.policy import Policy
+from ..policies.policy import Policy, Scalar
 from ..policies.stored_layers import write_layer
 from ..policies.techniques import Phase
 from ..policies.techniques.prune_obs import PruneOBS
@@ -37,9 +37,11 @@ from .observe import Observations
 from .runtime import logits, session
 from .stitch import norms_after
 from .stitched import StitchedRung
-from .training.distillation import distillation
+from .training.ensemble import as_one
 from .training.gradual import halves, prune_gradually
-from .training.loop import Loss, Recipe, train
+from .training.loop import Recipe
+from .training.methods import make_teaching
+from .training.teaching import Teaching, teach
 from .workbench import Workbench
 
 ONNX_BATCH = 100
@@ -96,6 +98,7 @@ class CandidateEvaluator:
         self._tracer, self._memory = OnnxTracer(), CodingMemory()
         self._profiles: dict[str, Profile] = {}
         self._files: Mapping[str, bytes] = {}
+        self._shaped: dict[tuple[tuple[str, Scalar], ...], CandidateEvaluator] = {}
 
     def with_halved_batches(self, times: int) -> CandidateEvaluator:
         """The same with smaller batches, for a candidate that ran out of memory."""
@@ -107,6 +110,23 @@ class CandidateEvaluator:
         smaller = CandidateEvaluator(bench, max(1, self._batch_size >> times))
         smaller.adopt(self._files)
         return smaller
+
+    def of_shape(self, shape: Mapping[str, Scalar]) -> CandidateEvaluator:
+        """The same for the network of a shape; this one where a policy sets none. The last is kept.
+
+        Raises
+        ------
+        PolicyError
+            Where the workbench has no network of this shape.
+        """
+        if not shape:
+            return self
+        key = tuple(sorted(shape.items()))
+        if key not in self._shaped:
+            shaped = CandidateEvaluator(self.bench.of_shape(shape), self._batch_size)
+            shaped._probe = self._probe
+            self._shaped = {key: shaped}
+        return self._shaped[key]
 
     def build(self, policy: Policy, watch: Stopwatch, ranges: Tensor | None = None) -> Candidate:
         """Compress, without training; the exported sums' 8-bit ranges by these pictures (N, C, H, W), or by all."""
@@ -181,7 +201,7 @@ class CandidateEvaluator:
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
     def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
-        """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
+        """The last rung: fine-tuned with the teachers, the exported file tried on all validation pictures.
 
         Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0).
         """
@@ -229,7 +249,7 @@ class CandidateEvaluator:
         solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
         first_plan = before(plan, Phase.QUANTIZE) if solved else before_rising_sparsity(plan)
         early = self._own(self._compress_plan(first_plan))
-        loss = self._distillation()
+        loss = self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing)
         inner = _inner_targets(early.model, targets)
         schedule = self.bench.settings.prune_schedule
         prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss, schedule=schedule)
@@ -250,7 +270,7 @@ class CandidateEvaluator:
     def _compress_plan(self, plan: Plan, calibration: Tensor | None = None) -> CompressedModel:
         calibration = self._calibration if calibration is None else calibration
         # Which channels are dead is only known of the whole network.
-        if not plan.dead and self._bank.can_make(plan):
+        if plan.layers and not plan.dead and self._bank.can_make(plan):
             return self._bank.assemble(plan, calibration)
         return apply_plan(plan, self.bench.graph, self.bench.model, calibration, self._energies)
 
@@ -297,13 +317,16 @@ class CandidateEvaluator:
 
     def _train(self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet) -> None:
         # A dense network that is handed over frozen is recovered like any other.
-        train(model.requires_grad_(True), data, recipe, seed=seed, loss=self._distillation())
+        teach(model.requires_grad_(True), self._teacher, self._teaching, data, recipe, seed=seed)
 
-    def _distillation(self) -> Loss:
+    @cached_property
+    def _teaching(self) -> Teaching:
         settings = self.bench.settings
-        return distillation(
-            self.bench.model, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing
-        )
+        return make_teaching(settings.teach, settings.temperature, settings.teacher_weight, settings.hint)
+
+    @cached_property
+    def _teacher(self) -> nn.Module:
+        return as_one(self.bench.teachers or (self.bench.model,))
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)

@@ -8,8 +8,9 @@ from typing import Any
 from ..policies.export.onnx import export_onnx
 from .accuracy import error_interval
 from .candidate import Stopwatch, bounds, dense_counts, file_error
-from .training.distillation import distillation
+from .training.ensemble import as_one
 from .training.learned import Learning, learn
+from .training.methods import make_teaching
 from .workbench import Workbench
 
 POLICY_FILE = "learned.json"
@@ -18,7 +19,7 @@ WIDTH = "neurons_left/"
 
 
 def learn_architecture(bench: Workbench, learning: Learning, seed: int, halvings: int = 0) -> dict[str, Any]:
-    """Learn one architecture from the dense network, by distillation from it as recoveries are.
+    """Learn one architecture from the dense network, with the teachers that recoveries have.
 
     Figures are those of the network that the training left, exported, on all validation pictures; its policy is a file beside
     them.
@@ -35,7 +36,8 @@ def learn_architecture(bench: Workbench, learning: Learning, seed: int, halvings
     """
     watch, settings = Stopwatch(), bench.settings
     recipe = replace(learning.recipe, batch_size=max(2, learning.recipe.batch_size >> halvings))
-    loss = distillation(bench.model, settings.temperature, settings.teacher_weight, recipe.label_smoothing)
+    teaching = make_teaching(settings.teach, settings.temperature, settings.teacher_weight, settings.hint)
+    loss = teaching.loss(as_one(bench.teachers or (bench.model,)), recipe.label_smoothing)
     with watch("train"):
         found = learn(bench.model, bench.graph, bench.data, replace(learning, recipe=recipe), seed=seed, loss=loss)
     example = bench.data.preprocess(bench.data.calibration.images[:1])

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..policies.architectures import FAMILIES
 from ..policies.errors import DataError, InputError, ModelError
-from ..policies.files import write_bytes
+from ..policies.files import write_atomically, write_bytes
 from .fetch import check_digest, default_directory, run_client
 from .torchvision_guard import import_torchvision
 
@@ -73,6 +73,12 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise ModelError(f"network '{name}': expected a torch.nn.Module, got a {type(model).__name__}")
     return model
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights as safetensors."""
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> Any:

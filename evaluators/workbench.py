@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
 
 from ..policies.coding.stream import Coder
+from ..policies.errors import PolicyError
 from ..policies.graph import ModelGraph
+from ..policies.policy import Scalar
 from .data import DataSet
+from .supernet import Supernet
 from .training.gradual import PruneSchedule
+from .training.hints import Hint
 from .training.loop import Recipe
+from .training.methods import Method
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,11 @@ class Settings:
     seed
         Of the run.
     coder
-        Of stored files. Not shown: results of older runs are known by the other settings.
+        Of stored files. Not shown, like what follows: results of older runs are known by the other settings.
+    teach
+        How finalists learn from the teachers.
+    hint
+        Which inner layers do, where ``teach`` is ``hints``.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -59,6 +69,8 @@ class Settings:
     teacher_weight: float = 0.7
     seed: int = 0
     coder: Coder = field(default="ans", repr=False)
+    teach: Method = field(default="soft", repr=False)
+    hint: Hint | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,10 @@ class Workbench:
         How to measure.
     threads
         For torch and for error measurements in the runtime.
+    supernet
+        What networks of other shapes are cut out of, where the shape is searched.
+    teachers
+        What candidates learn from; the dense network where there are none.
     """
 
     model: nn.Module
@@ -87,3 +103,20 @@ class Workbench:
     reference: bytes
     settings: Settings
     threads: int = 1
+    supernet: Supernet | None = None
+    teachers: tuple[nn.Module, ...] = ()
+
+    def of_shape(self, shape: Mapping[str, Scalar]) -> Workbench:
+        """The same for the network of a shape: cut out of the supernet, with the dense network for a teacher.
+
+        Raises
+        ------
+        PolicyError
+            Where there is no supernet, or it does not hold this shape.
+        """
+        if self.supernet is None:
+            raise PolicyError("the policy sets the network's shape, but this run has no supernet; give space.shape")
+        calibration = self.data.preprocess(self.data.calibration.images)
+        network = self.supernet.network(shape, calibration)
+        graph = ModelGraph.trace(network, calibration[:1], of_shape=shape)
+        return replace(self, model=network, graph=graph, supernet=None, teachers=self.teachers or (self.model,))

@@ -64,7 +64,7 @@ class CandidateWorker:
 
     def __call__(self, job: Job) -> dict[str, Any]:
         policy = Policy.from_text(job.policy_json)
-        evaluator = self.evaluator.with_halved_batches(int(job.payload.get("halvings", 0)))
+        evaluator = self.evaluator.of_shape(policy.shape).with_halved_batches(int(job.payload.get("halvings", 0)))
         match job.fidelity:
             case "profile":
                 return evaluator.profile(policy, Policy.from_text(job.payload["around"]))

@@ -19,7 +19,7 @@ from .labelled_groups import labelled_groups
 from .labels import OUTPUTS
 from .policy import Scalar
 from .reading import attributes_read
-from .slicing import can_cut, cut_channels
+from .slicing import Slot, can_cut, cut_channels
 from .techniques.base import LayerInfo
 from .watching import watching
 
@@ -80,7 +80,7 @@ class ModelGraph:
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return cls(layers, (), shape, reason, branches, given, relus)
-        return cls(layers, groups, shape, None, branches, given, relus)
+        return cls(_with_positions(layers, groups), groups, shape, None, branches, given, relus)
 
     def group_of(self, layer: str) -> ChannelGroup | None:
         """The group that the layer's outputs belong to."""
@@ -229,6 +229,29 @@ def _groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) 
     except Exception:
         return followed
     return max((followed, recorded), key=lambda groups: sum(group.refusal is None for group in groups))
+
+
+def _with_positions(layers: Mapping[str, LayerInfo], groups: Sequence[ChannelGroup]) -> dict[str, LayerInfo]:
+    """The layers; of linear ones that read a flattened map it is told how many features each of its channels has."""
+    read: dict[str, list[tuple[int, Slot]]] = {}
+    for group in groups:
+        for slot in group.slots:
+            if slot.axis == "in" and slot.module in layers and layers[slot.module].kind == "linear":
+                read.setdefault(slot.module, []).append((len(slot.index) // group.channels, slot))
+    found = dict(layers)
+    for name, slots in read.items():
+        sizes = {size for size, _ in slots}
+        places = [place for _, slot in slots for place in slot.index]
+        whole = len(layers[name].input_shape) == 1 and len(places) == layers[name].weight_shape[1]
+        if whole and len(sizes) == 1 and all(_in_a_row(slot.index, size) for size, slot in slots):
+            found[name] = replace(layers[name], positions=sizes.pop())
+    return found
+
+
+def _in_a_row(index: Sequence[int], size: int) -> bool:
+    """Whether the features of each channel, ``size`` of them, are neighbours."""
+    starts = index[::size]
+    return all(start % size == 0 for start in starts) and list(index) == [s + i for s in starts for i in range(size)]
 
 
 def _has_loose_parameters(model: nn.Module) -> bool:

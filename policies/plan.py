@@ -86,6 +86,8 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     """
     complaints: list[str] = []
     shape = _shape(policy, graph, complaints)
+    if policy.exits:
+        complaints.append("exits: a network with early exits is made by 'paretopress exits', not by a plan")
     channels: dict[str, tuple[ChannelTechnique, Step]] = {}
     wanted: dict[str, list[tuple[Technique, Step]]] = {}
     dead: list[str] = []

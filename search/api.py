@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..evaluators.data import DataSet
+from ..evaluators.models import load_weights
 from ..evaluators.sources import as_dataset
+from ..evaluators.supernet import Slimmable, Supernet
 from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import ConfigError, DataError, InputError, ModelError, RunDirectoryError, WorkError
@@ -22,16 +24,17 @@ from ..policies.policy import Policy
 from ..policies.version import VERSION
 from .config import Config, load_config, make_config
 from .driver import run_stages
+from .early_exits import ExitsFound, find_exits
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
-from .prepare import Given, Prepared, data_options, dense_network, prepare, read_data
+from .prepare import Given, Prepared, data_options, dense_network, network_for, prepare, read_data
 from .profiling import run_profile
 from .progress import Listener, Silence
 from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
-from .summary import note_layers, write_report
+from .summary import note_classes, note_layers, write_report
 
 OWN_MODEL = "python.object:model"
 OWN_DATA = "python.object:data"
@@ -138,6 +141,33 @@ def open_front(directory: str | Path) -> Front:
     return Front(run, config, FrontData.read(run.front), Given())
 
 
+def slimmable(directory: str | Path) -> Slimmable:
+    """One network that takes on any shape of a run's front at run time, with the weights of the run's supernet.
+
+    The front's finalists were trained on their own and are better than the same shapes here; all of these together are as
+    large as the largest alone.
+
+    Parameters
+    ----------
+    directory
+        A run that searched shapes.
+
+    Raises
+    ------
+    ConfigError
+        Where the run searched no shapes.
+    """
+    front = open_front(directory)
+    config, data = front.config, read_data(front.config, lambda _: None)
+    if config.space.shape is None:
+        raise ConfigError(f"{directory}: the run searched no shapes; give one whose configuration has space.shape")
+    model = dense_network(config, data, front.run, lambda _: None)
+    load_weights(model, config.space.shape.supernet.weights or str(front.run.supernet))
+    calibration = data.preprocess(data.calibration.images)
+    supernet = Supernet(model.eval(), calibration[:1], int(model(calibration[:1]).shape[1]))
+    return supernet.slimmable([member.policy.shape for member in front], calibration)
+
+
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
@@ -157,8 +187,22 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
     config, out
         What is looked at, and the run directory.
     """
+    if config.space.shape is not None:
+        raise ConfigError("space.shape: sensitivity curves are of one network's layers; leave out space.shape")
     with open_session(config, out, listener or Silence(), given or Given()) as session:
         return run_profile(session)
+
+
+def early_exits(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> ExitsFound:
+    """Give the network of a configuration early exits; ``exits.json``, ``exits.html`` and the exported files are written.
+
+    Parameters
+    ----------
+    config, out
+        Whose ``exits`` say how, and the run directory.
+    """
+    with open_session(config, out, listener or Silence(), given or Given()) as session:
+        return find_exits(session)
 
 
 @contextmanager
@@ -173,6 +217,8 @@ def open_session(config: Config, out: Path, listener: Listener, given: Given) ->
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
+            if prepared.bench.supernet is not None:
+                note_classes(ledger, prepared.bench.supernet.num_classes, prepared.data.input_shape[0])
             yield Session(config, run, prepared, ledger, listener)
     except (ConfigError, DataError, ModelError):
         if is_new:
@@ -260,15 +306,15 @@ class Candidate:
 
     def model(self) -> nn.Module:
         """A plain ``nn.Module`` with the compressed weights, as the ``.press`` file holds them (inputs in float32)."""
-        dense, data = self._dense()
+        network, data = self._network()
         content = self.front.run.artefact(self.member.id, "model.press")
         if not content.is_file():
             raise WorkError(f"{content} is missing; 'paretopress resume {self.front.run.path}' makes it again")
         example = data.preprocess(data.calibration.images[:1])
-        graph = ModelGraph.trace(dense, example)
-        return restore(make_plan(self.member.policy, graph), graph, dense, decode(content.read_bytes()).tensors)
+        graph = ModelGraph.trace(network, example, of_shape=self.policy.shape)
+        return restore(make_plan(self.policy, graph), graph, network, decode(content.read_bytes()).tensors)
 
-    def _dense(self) -> tuple[nn.Module, DataSet]:
+    def _network(self) -> tuple[nn.Module, DataSet]:
         given, config = self.front.given, self.front.config
         if (given.model is None and config.model.name == OWN_MODEL) or (
             given.data is None and config.data.name == OWN_DATA
@@ -277,4 +323,6 @@ class Candidate:
                 "the run was started from Python with objects; use the front that search() returned"
             )
         data = given.data or read_data(config, lambda _: None)
+        if self.policy.shape:
+            return network_for(self.policy, config, data), data
         return given.model or dense_network(config, data, self.front.run, lambda _: None), data

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..evaluators.kernels import kernel_policy
-from ..policies.errors import PolicyError
+from ..policies.errors import ConfigError, PolicyError
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from ..spaces.base import Choices
@@ -211,7 +211,7 @@ class Banking:
 
     @property
     def _space(self) -> LayerwiseSpace:
-        return self.session.prepared.space
+        return layers_of(self.session)
 
     def _central(self, space: LayerwiseSpace) -> Policy:
         return self._normal(space.policy(space.central()))
@@ -254,7 +254,7 @@ def make_guide(session: Session, built: Built) -> Guide:
     guide = Guide(
         table=table_of(units, names, rows, built.central),
         choices=tuple(tuple(_whole(f.entry.choices) for f in rows[unit]) for unit in units),
-        knobs={knob: len(options) for knob, options in session.prepared.space.menu().items()},
+        knobs={knob: len(options) for knob, options in layers_of(session).menu().items()},
         damage=np.array([p[KL] for p in everything]),
         error=_validation_like(session, everything),
         dense_error=session.baseline["validation_error_pct"],
@@ -314,4 +314,20 @@ def leave_dense(session: Session, failed: Mapping[str, str]) -> None:
         return
     for unit, reason in failed.items():
         session.listener.say(f"{unit} is left dense, all that was tried on it failed: {reason}")
-    session.prepared = replace(session.prepared, space=session.prepared.space.without(list(failed)))
+    session.prepared = replace(session.prepared, space=layers_of(session).without(list(failed)))
+
+
+def layers_of(session: Session) -> LayerwiseSpace:
+    """The run's space, which is one of layers.
+
+    Raises
+    ------
+    ConfigError
+        Where the shape of the network is searched.
+    """
+    if not isinstance(session.prepared.space, LayerwiseSpace):
+        raise ConfigError(
+            "space.shape: a bank is of one network's layers; leave out space.shape, or give"
+            " another search.sampler than bank"
+        )
+    return session.prepared.space

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from ..policies.architectures import SHAPED
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
+from .sections.exits import ExitsConfig
 from .sections.network import DataConfig, ModelConfig
 from .sections.search import LatencyConfig, PoolConfig, SearchConfig, StorageConfig
 from .sections.space import SpaceConfig
@@ -32,6 +34,7 @@ class Config(Section):
     space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    exits: ExitsConfig = ExitsConfig()
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
@@ -49,9 +52,33 @@ class Config(Section):
                 raise ValueError(str(error)) from error
         return value
 
+    @model_validator(mode="after")
+    def _agrees_with_one(self) -> Config:
+        if self.quality == "agreement" and self.recovery.teachers:
+            raise ValueError(
+                "recovery.teachers: quality: agreement asks to match the dense network; leave out the teachers, or take"
+                " quality: error"
+            )
+        return self
+
     def limits(self) -> tuple[Budget, ...]:
         """The budgets, read."""
         return tuple(Budget.parse(name, text) for name, text in self.budgets.items())
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> Config:
+        source, _, family = self.model.name.partition(":")
+        if self.space.shape is not None and (source != "family" or family not in SHAPED):
+            raise ValueError(
+                f"space.shape: expected model.name to be family: and one of {', '.join(SHAPED)}; got '{self.model.name}'"
+            )
+        return self
+
+    @property
+    def sampler(self) -> str:
+        """The sampler of the search: a bank is of one network's layers, so shapes are left to TPE where none is named."""
+        name = self.search.sampler
+        return "tpe" if self.space.shape is not None and name == "bank" else name
 
     def to_yaml(self) -> str:
         """The whole configuration with every default written out."""

@@ -5,34 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..evaluators.candidate import dense_counts, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
-from ..evaluators.models import build_model, load_weights
+from ..evaluators.models import build_model, load_weights, save_weights
 from ..evaluators.sources import load_data
-from ..evaluators.training.loop import train
+from ..evaluators.supernet import Supernet
 from ..evaluators.workbench import Settings, Workbench
+from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor
 from ..policies.errors import ConfigError, DataError, ModelError
 from ..policies.export.onnx import export_onnx
-from ..policies.files import write_atomically
 from ..policies.graph import ModelGraph
+from ..policies.policy import Policy
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
+from ..spaces.shapes import ShapeSpace
 from .config import Config
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
+from .shaping import given_space, make_supernet, shape_space
+from .teachers import known_by, learned, read_teachers, settled_hint
 
 Say = Callable[[str], None]
 
@@ -73,7 +76,7 @@ class Prepared:
 
     bench: Workbench
     data: DataSet
-    space: LayerwiseSpace
+    space: LayerwiseSpace | ShapeSpace
     context_hash: str
     workers: int
     threads: int
@@ -100,6 +103,8 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
         raise DataError(
             f"data set '{data.name}' has no test split; give test pictures, each final candidate needs them"
         )
+    if config.space.shape is not None:
+        given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
     model = model.eval()
     _check_outputs(model, data)
@@ -107,15 +112,31 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     graph = ModelGraph.trace(model, example)
     reference = export_onnx(model, example, calibration=None)
     torch.set_num_threads(max(1, threads))
-    settings = _settings(config)
+    teachers = read_teachers(config.recovery, model, data, config.seed, "recovery")
+    hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
+    settings = replace(_settings(config), hint=hint)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
     coder = "" if settings.coder == "ans" else settings.coder
-    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{coder}".encode()).hexdigest()
+    space, supernet, held = _space(config, data, model, graph, run, say)
+    taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
+    known = f"{data.digest()}{_weights_digest(model)}{settings}{coder}{taught}{held}"
+    context = hashlib.sha256(known.encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
-    bench = Workbench(model, graph, data.without_test(), reference, settings, threads)
-    return Prepared(bench, data, make_space(config.space, graph, model), context, workers, threads)
+    bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet, teachers)
+    return Prepared(bench, data, space, context, workers, threads)
+
+
+def _space(
+    config: Config, data: DataSet, model: nn.Module, graph: ModelGraph, run: RunDirectory, say: Say
+) -> tuple[LayerwiseSpace | ShapeSpace, Supernet | None, str]:
+    """What is searched, the supernet where that is the network's shape, and the supernet's digest."""
+    if config.space.shape is None:
+        return make_space(config.space, graph, model), None, ""
+    space = shape_space(config, model, data.preprocess(data.calibration.images[:1]), say)
+    supernet = make_supernet(config, data, model, space, run, say)
+    return space, supernet, _weights_digest(supernet.model)
 
 
 def read_data(config: Config, say: Say) -> DataSet:
@@ -150,15 +171,15 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
         recipe = section.train.recipe()
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
         checkpoint = run.path / "training.safetensors"
-        train(
+        learned(
             model,
             data,
-            recipe,
+            section.train,
             seed=config.seed,
             checkpoint=checkpoint,
             on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
         )
-        save_network(model, run.weights)
+        save_weights(model, run.weights)
         checkpoint.unlink(missing_ok=True)
     return model
 
@@ -171,10 +192,11 @@ def empty_network(config: Config, data: DataSet) -> nn.Module:
     return build_model(section.name, num_classes=known, in_channels=channels, seed=config.seed, **section.arguments)
 
 
-def save_network(model: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors."""
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+def network_for(policy: Policy, config: Config, data: DataSet) -> nn.Module:
+    """The untrained network that a policy is carried out on: of the shape that it sets, or the configuration's."""
+    if not policy.shape:
+        return empty_network(config, data)
+    return network_of(policy.shape, config.model.num_classes or data.num_classes, data.input_shape[0])
 
 
 def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None = None) -> LayerwiseSpace:
@@ -188,9 +210,10 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
-    if section.drop_dead and any(share < 1 for menu in menus.values() for share in menu.rank):
+    split = (menu for menu in menus.values() if min(menu.rank) < 1 or set(menu.rewrite) != {"keep"})
+    if section.drop_dead and any(split):
         raise ConfigError(
-            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank"
+            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank and rewrite"
         )
     space = LayerwiseSpace(
         graph,
@@ -209,7 +232,7 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     if not space.menu():
         raise ConfigError(
             "space: every menu has one option or none fits a layer;"
-            " give sparsity, precision, rank, channels or blocks two or more"
+            " give sparsity, precision, rank, rewrite, channels or blocks two or more"
         )
     return space
 
@@ -299,6 +322,7 @@ def _settings(config: Config) -> Settings:
         teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,
         seed=config.seed,
         coder=config.storage.coder,
+        teach=config.recovery.teach,
     )
 
 

@@ -14,7 +14,7 @@ from ..policies.files import write_text
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from ..spaces.layerwise import LayerwiseSpace
-from .banking import ESTIMATED, LARGEST, STORED, Banking, Built, Figures, leave_dense, make_guide, table_of
+from .banking import ESTIMATED, LARGEST, STORED, Banking, Built, Figures, layers_of, leave_dense, make_guide, table_of
 from .dispatch import Dispatcher
 from .driver import dispatching
 from .report.sensitivity import Profile, Variant, render_sensitivity
@@ -28,7 +28,7 @@ CHECKED = 20
 
 def run_profile(session: Session) -> Profile:
     """Build the bank, check its sums, and write the page of sensitivity curves."""
-    space = session.prepared.space
+    space = layers_of(session)
     with dispatching(session) as dispatcher:
         built = Banking(session)(dispatcher)
         additivity = None
@@ -45,7 +45,7 @@ def _additivity(session: Session, dispatcher: Dispatcher, guide: Guide) -> dict[
     rng = np.random.default_rng([session.config.seed, CHECKED])
     sizes = [len(unit) for unit in guide.choices]
     drawn = np.unique(rng.integers(0, sizes, (CHECKED, len(sizes))), axis=0)
-    space, graph = session.prepared.space, session.prepared.bench.graph
+    space, graph = layers_of(session), session.prepared.bench.graph
     policies: list[Policy] = []
     kernels: list[Policy] = []
     kept = []

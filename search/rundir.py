@@ -75,6 +75,11 @@ class RunDirectory:
         return self.path / "dense.safetensors"
 
     @property
+    def supernet(self) -> Path:
+        """The weights that searched shapes are cut out of, where the run trained them."""
+        return self.path / "supernet.safetensors"
+
+    @property
     def reference(self) -> Path:
         """The dense network as ONNX."""
         return self.path / "reference.onnx"

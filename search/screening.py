@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..policies.architectures.shapes import canonical
 from ..policies.errors import PolicyError, SearchError
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
+from ..spaces.shapes import ShapeSpace
 from .banking import Banking, leave_dense, make_guide
 from .dispatch import Dispatcher
 from .feasibility import unreachable
@@ -53,26 +55,29 @@ class Screening:
             Where every candidate fails.
         """
         settings = self.session.config.search
-        guide = self._guide(dispatcher) if settings.sampler == "bank" else None
+        sampler = self.session.config.sampler
+        guide = self._guide(dispatcher) if sampler == "bank" else None
         study = Study(
             self.session.prepared.space,
             self.session.objectives,
-            settings.sampler,
+            sampler,
             self.session.config.seed,
             settings.evaluations,
             guide,
+            distinct=isinstance(self.session.prepared.space, ShapeSpace),
         )
         choice: Choice = EveryOne() if guide is None else Stitching(self.session, guide)
         uniform = self._uniform()
         records = self.session.ledger.trials()
         told, screened, idle = 0, 0, 0
-        while told < len(records) or (screened < settings.evaluations and idle < IDLE_BATCHES and self._in_time()):
+        evaluations = self._evaluations
+        while told < len(records) or (screened < evaluations and idle < IDLE_BATCHES and self._in_time()):
             if told == len(records):
-                count = choice.count(settings.batch, settings.evaluations - screened)
+                count = choice.count(settings.batch, evaluations - screened)
                 asked = study.ask(uniform[told : told + count], count)
                 records = [*records, *self._note(asked, told, choice.rung)]
             batch = _batch(records, told)
-            promoted = choice.choose(dispatcher, batch, settings.evaluations - screened)
+            promoted = choice.choose(dispatcher, batch, evaluations - screened)
             self._evaluate(dispatcher, promoted, screened, choice.rung)
             choice.learn(promoted)
             for record in batch:
@@ -82,6 +87,12 @@ class Screening:
             idle = 0 if promoted else idle + 1
             study.write_journal(self.session.run.journal)
             self._give_up_where_hopeless(records, choice.rung)
+
+    @property
+    def _evaluations(self) -> int:
+        """As many as the configuration says, at most all shapes of a space of shapes."""
+        space, evaluations = self.session.prepared.space, self.session.config.search.evaluations
+        return min(evaluations, space.size) if isinstance(space, ShapeSpace) else evaluations
 
     def _guide(self, dispatcher: Dispatcher) -> Guide:
         built = Banking(self.session)(dispatcher)
@@ -106,8 +117,12 @@ class Screening:
         return spent_s < 60 * minutes
 
     def _uniform(self) -> list[dict[str, int]]:
-        everything = [{k: int(v) for k, v in choices.items()} for choices in self.session.prepared.space.uniform()]
-        room = max(1, round(UNIFORM_SHARE * self.session.config.search.evaluations))
+        """What is asked for first; of a space of shapes that is small enough, all of it."""
+        space, evaluations = self.session.prepared.space, self.session.config.search.evaluations
+        if isinstance(space, ShapeSpace) and space.size <= evaluations:
+            return [{k: int(v) for k, v in choices.items()} for choices in space.all()]
+        everything = [{k: int(v) for k, v in choices.items()} for choices in space.uniform()]
+        room = max(1, round(UNIFORM_SHARE * evaluations))
         if len(everything) <= room:
             return everything
         return [everything[i] for i in np.unique(np.linspace(0, len(everything) - 1, room).round().astype(int))]
@@ -128,6 +143,9 @@ class Screening:
 
     def _normalised(self, policy: Policy) -> tuple[Policy, str | None]:
         try:
+            # Whether the supernet holds a shape is seen where it is cut out.
+            if policy.shape and not policy.layers:
+                return Policy(shape=canonical(policy.shape)), None
             return make_plan(policy, self.session.prepared.bench.graph).policy, None
         except PolicyError as error:
             return policy, str(error)

@@ -28,6 +28,7 @@ from .samplers import make_sampler
 from .samplers.bank_guided import BankGuidedSampler, Guide, read_history
 
 STUDY_NAME = "paretopress"
+MOST_ATTEMPTS = 32
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class Study:
         See ``make_sampler``; the seed is the run's.
     guide
         What the sampler ``bank`` goes by.
+    distinct
+        Whether Optuna's samplers are asked again where they propose what was asked before: a space of a hundred shapes is
+        soon full of repetitions.
     """
 
     def __init__(
@@ -92,10 +96,11 @@ class Study:
         seed: int,
         evaluations: int,
         guide: Guide | None = None,
+        distinct: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._name, self._seed, self._evaluations = space, sampler, seed, evaluations
-        self._objectives, self._guide = tuple(objectives), guide
+        self._objectives, self._guide, self._distinct = tuple(objectives), guide, distinct
         self._answered: list[FrozenTrial] = []
         self._entries, self._journaled = _Entries(), 0
         self._journal: optuna.Study | None = None
@@ -113,14 +118,24 @@ class Study:
         for choices in fixed[:count]:
             study.enqueue_trial(dict(choices))
         asked = []
+        seen = {_key(trial.params) for trial in self._answered}
         for position in range(count):
-            trial = study.ask()
-            policy = self._space.suggest(trial)
+            trial, policy = self._proposed(study, seen)
             origin = "uniform" if position < len(fixed) else self._name
             noted = study.get_trials(deepcopy=False)[trial.number].system_attrs
             attributes = {name: value for name, value in noted.items() if _is_plain(value)}
-            asked.append(Asked(trial.number, origin, dict(trial.params), policy, attributes))
+            asked.append(Asked(len(self._answered) + position, origin, dict(trial.params), policy, attributes))
         return asked
+
+    def _proposed(self, study: optuna.Study, seen: set[frozenset[tuple[str, Any]]]) -> tuple[optuna.Trial, Policy]:
+        """A trial and its policy, one that was not seen where that is wanted and found soon; it is then seen."""
+        for attempt in range(MOST_ATTEMPTS):
+            trial = study.ask()
+            policy = self._space.suggest(trial)
+            if not self._distinct or _key(trial.params) not in seen or attempt == MOST_ATTEMPTS - 1:
+                break
+        seen.add(_key(trial.params))
+        return trial, policy
 
     def _planned(self, guide: Guide, fixed: Sequence[Mapping[str, int]], count: int) -> list[Asked]:
         """What our own sampler plans for the whole batch: it reads the answered trials and needs no study for that."""
@@ -192,6 +207,10 @@ class _Entries(BaseJournalBackend):
         """Write all of it to a new file."""
         path.unlink(missing_ok=True)
         JournalFileBackend(str(path)).append_logs(self._entries)
+
+
+def _key(choices: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    return frozenset(choices.items())
 
 
 def _is_plain(value: object) -> bool:

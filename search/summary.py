@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
+from torch import nn
+
+from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import breakdown
 from ..policies.errors import FormatError
 from ..policies.files import write_text
@@ -33,6 +37,11 @@ def note_layers(ledger: Ledger, graph: ModelGraph) -> None:
         for info in graph.layers.values()
     ]
     ledger.set_meta("layers", json.dumps(layers))
+
+
+def note_classes(ledger: Ledger, num_classes: int, in_channels: int) -> None:
+    """Record what networks of searched shapes read and give, for the same reason."""
+    ledger.set_meta("classes", json.dumps([num_classes, in_channels]))
 
 
 def write_report(run: RunDirectory, config: Config, ledger: Ledger, directory: str | None = None) -> None:
@@ -71,8 +80,28 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
         seconds_total=_seconds(rows),
         left_dense=json.loads(ledger.meta("left_dense") or "{}"),
         unreachable=ledger.meta("unreachable") or "",
+        shaped_layers={e["id"]: shown for e in front if (shown := _shaped(ledger, e["policy"]))},
         stored_parts=_stored_parts(run, [entry["id"] for entry in front]),
     )
+
+
+def _shaped(ledger: Ledger, policy: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The layers of the shape that a policy sets; none where it sets none."""
+    classes = ledger.meta("classes")
+    if not policy.get("shape") or classes is None:
+        return []
+    with torch.device("meta"):
+        network = network_of(policy["shape"], *json.loads(classes))
+    return [
+        {
+            "name": name,
+            "kind": "linear" if isinstance(module, nn.Linear) else "conv2d",
+            "weights": module.weight.numel(),
+            "shape": list(module.weight.shape),
+        }
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
 
 
 def _stored_parts(run: RunDirectory, ids: Sequence[str]) -> dict[str, dict[str, int]]:

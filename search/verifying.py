@@ -24,7 +24,7 @@ from ..policies.graph import ModelGraph
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from .config import Config, load_config
-from .prepare import empty_network, labelled_by, read_data
+from .prepare import labelled_by, network_for, read_data
 from .rundir import sha256
 
 NETWORKS = ("model.onnx", "model.press", "reference.onnx")
@@ -137,13 +137,13 @@ def _stored_agrees(
     assert data.test is not None
     name = ".press computes as .onnx"
     try:
-        dense = empty_network(config, data).eval()
+        dense = network_for(policy, config, data).eval()
     except ParetopressError as error:
         return [Check(name, "yes", f"not measured: {error}", None)]
     part = data.test.take(slice(0, LIKENESS_PICTURES))
     x = data.preprocess(part.images)
     try:
-        graph = ModelGraph.trace(dense, x[:1])
+        graph = ModelGraph.trace(dense, x[:1], of_shape=policy.shape)
         calibration = data.preprocess(data.calibration.images)
         model = restore(make_plan(policy, graph), graph, dense, decode(press).tensors, calibration)
     except ParetopressError as error:

@@ -43,6 +43,19 @@ MENUS: dict[str, dict[str, tuple[Scalar, ...]]] = {
 """Options of each knob. The resolution's follow from the pictures: all multiples of the strides down to half their side."""
 
 
+def default_menus(family: str, side: int, downsampling: int) -> dict[str, tuple[Scalar, ...]]:
+    """A family's own menus, that of the resolution among them.
+
+    Raises
+    ------
+    ConfigError
+        Where there is no such family.
+    """
+    if family not in MENUS:
+        raise ConfigError(f"shapes: expected a family of {', '.join(MENUS)}; got '{family}'")
+    return {**MENUS[family], RESOLUTION: tuple(range(side, side // 2 - 1, -downsampling))}
+
+
 def family_space(
     family: str,
     side: int,
@@ -68,9 +81,6 @@ def family_space(
     ConfigError
         Where there is no such family, or what is left is no choice (see ``ShapeSpace``).
     """
-    if family not in MENUS:
-        raise ConfigError(f"shapes: expected a family of {', '.join(MENUS)}; got '{family}'")
     fixed = {"side": side, "downsampling": downsampling, **(fixed or {})}
-    resolutions = tuple(range(side, side // 2 - 1, -downsampling))
-    given = {**MENUS[family], RESOLUTION: resolutions, **(menus or {})}
+    given = {**default_menus(family, side, downsampling), **(menus or {})}
     return ShapeSpace(family, {knob: options for knob, options in given.items() if knob not in fixed}, fixed)

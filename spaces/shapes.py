@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -48,8 +49,8 @@ class ShapeSpace:
                 raise ConfigError(f"shapes.{knob}: it has a menu and is fixed to {self.fixed[knob]!r}; keep one")
         if not self.menu():
             raise ConfigError("shapes: every menu has one option; give one knob of the family two or more")
-        if not any(self._complaint(chosen) is None for chosen in self._all()):
-            raise ConfigError(f"shapes: no combination is a network; the first: {self._complaint(next(self._all()))}")
+        if not any(self._complaint(chosen) is None for chosen in self.all()):
+            raise ConfigError(f"shapes: no combination is a network; the first: {self._complaint(next(self.all()))}")
 
     def menu(self) -> dict[str, Sequence[object]]:
         """Knobs that are a real choice."""
@@ -111,7 +112,19 @@ class ShapeSpace:
         """The middle of every menu."""
         return {knob: (len(options) - 1) // 2 for knob, options in self.menu().items()}
 
-    def _all(self) -> Iterator[Choices]:
+    def shapes(self) -> Iterator[dict[str, Scalar]]:
+        """The shape of every combination that is a network."""
+        for chosen in self.all():
+            if self._complaint(chosen) is None:
+                yield dict(self.policy(chosen).shape)
+
+    @property
+    def size(self) -> int:
+        """How many combinations there are, those that are no network among them."""
+        return math.prod(len(options) for options in self.menu().values())
+
+    def all(self) -> Iterator[Choices]:
+        """Every combination, those that are no network among them."""
         menu = self.menu()
         for places in itertools.product(*(range(len(options)) for options in menu.values())):
             yield dict(zip(menu, places))

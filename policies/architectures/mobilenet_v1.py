@@ -31,10 +31,15 @@ class MobileNetV1Knobs(MobileNetKnobs):
 
     def blocks(self) -> list[tuple[int, int]]:
         """(channels, stride) of each block (table 1, whose last stride of 2 is a slip: its map stays 7x7)."""
+        return [block for stage in self.stages() for block in stage]
+
+    def stages(self) -> list[list[tuple[int, int]]]:
+        """The same by stages of as many channels, so that a block has its name whatever ``repeats`` is."""
         _, to_128, to_256, to_512, to_1024 = self.strides
-        plan = [(64, 1), (128, to_128), (128, 1), (256, to_256), (256, 1), (512, to_512)]
-        plan += [(512, 1)] * self.repeats + [(1024, to_1024), (1024, 1)]
-        return [(scaled(channels, self.width, self.multiple), stride) for channels, stride in plan]
+        repeated = [(512, 1)] * self.repeats
+        plan = [[(64, 1)], [(128, to_128), (128, 1)], [(256, to_256), (256, 1)], [(512, to_512), *repeated]]
+        plan += [[(1024, to_1024), (1024, 1)]]
+        return [[(scaled(channels, self.width, self.multiple), stride) for channels, stride in stage] for stage in plan]
 
 
 def separable(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -51,14 +56,17 @@ class MobileNetV1(nn.Module):
         self.resize = resizing(knobs)
         self.stem = conv_bn(in_channels, knobs.stem, 3, knobs.strides[0])
         channels = knobs.stem
-        blocks = []
-        for channels_out, stride in knobs.blocks():
-            blocks.append(separable(channels, channels_out, stride))
-            channels = channels_out
-        self.blocks = nn.Sequential(*blocks)
+        stages = []
+        for stage in knobs.stages():
+            blocks = []
+            for channels_out, stride in stage:
+                blocks.append(separable(channels, channels_out, stride))
+                channels = channels_out
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
         self.head = pooled_head(channels, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of pictures (N, in_channels, side, side)."""
-        return self.head(self.blocks(self.stem(self.resize(x))))
+        return self.head(self.stages(self.stem(self.resize(x))))

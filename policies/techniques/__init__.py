@@ -29,6 +29,11 @@ from .prune_obd import PruneOBD
 from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
 from .residual_quantize import ResidualQuantize
+from .rewrite_asymmetric import RewriteAsymmetric
+from .rewrite_flattened import RewriteFlattened
+from .rewrite_pooled import RewritePooled
+from .rewrite_separable import RewriteSeparable
+from .rewrite_stacked import RewriteStacked
 from .share_kmeans import ShareKMeans
 from .share_soft import ShareSoft
 from .svd_channel import SVDChannel
@@ -72,6 +77,11 @@ TECHNIQUES: dict[
     "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
     "residual_quantize": ResidualQuantize,
+    "rewrite_asymmetric": RewriteAsymmetric,
+    "rewrite_flattened": RewriteFlattened,
+    "rewrite_pooled": RewritePooled,
+    "rewrite_separable": RewriteSeparable,
+    "rewrite_stacked": RewriteStacked,
     "share": ShareKMeans,
     "share_soft": ShareSoft,
     "svd": SVDLinear,

@@ -60,13 +60,20 @@ def code_bits(technique: str, given: Mapping[str, Any]) -> float | None:
     return _CODED[technique][1](given) if technique in _CODED else None
 
 
-def layer_rows(data: ReportData, policy: Mapping[str, Any]) -> list[LayerRow]:
-    """A row for each layer of the network, in its order, and for layers that only the policy names."""
-    total = max(1, sum(int(layer["weights"]) for layer in data.layers))
+def layer_rows(data: ReportData, policy: Mapping[str, Any], shaped: Sequence[Record] | None = None) -> list[LayerRow]:
+    """A row for each layer of the network, in its order, and for layers that only the policy names.
+
+    Parameters
+    ----------
+    shaped
+        The layers of the shape that the policy sets, where it does.
+    """
+    layers = data.layers if shaped is None else shaped
+    total = max(1, sum(int(layer["weights"]) for layer in layers))
     given = policy.get("layers") or {}
-    known = {str(layer["name"]) for layer in data.layers}
+    known = {str(layer["name"]) for layer in layers}
     unknown = [{"name": name, "kind": "", "weights": 0, "shape": []} for name in given if name not in known]
-    return [_row(layer, given.get(layer["name"]) or [], total) for layer in (*data.layers, *unknown)]
+    return [_row(layer, given.get(layer["name"]) or [], total) for layer in (*layers, *unknown)]
 
 
 def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> LayerRow:

@@ -21,7 +21,7 @@ from .layers import layer_rows
 from .learned import learned_rows
 from .progress import reference_point
 from .rungs import correlations, rung_rows
-from .text import metric_title, seconds_text, value_text
+from .text import metric_title, seconds_text, shape_text, value_text
 from .timeline import best_figure, hypervolume_figure, seconds_figure
 
 
@@ -42,7 +42,10 @@ def render(data: ReportData) -> str:
         dense=[facts.cell(data, {"latency_ratio": 1.0, **data.baseline}, metric) for metric in facts.COLUMNS],
         columns=[(metric, metric_title(metric, data.quality)) for metric in facts.COLUMNS],
         part_names=PARTS,
-        layers=[(entry, layer_rows(data, entry["policy"])) for entry in data.front],
+        shapes={e["id"]: shape_text(e["policy"]["shape"]) for e in data.front if e["policy"].get("shape")},
+        layers=[
+            (entry, layer_rows(data, entry["policy"], data.shaped_layers.get(entry["id"]))) for entry in data.front
+        ],
         reference=[(metric_title(m, data.quality), value_text(m, value)) for m, value in reference_point(data).items()],
         failures=facts.failures(data),
         learned=learned_rows(data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,11 @@ _STEPS = {
     "svd_channel": "channel rank {rank}",
     "cp": "CP rank {rank}",
     "tucker2": "Tucker {rank_in}→{rank_out}",
+    "rewrite_separable": "separable × {multiplier}",
+    "rewrite_stacked": "stacked 3 × 3",
+    "rewrite_asymmetric": "column and row",
+    "rewrite_flattened": "flattened filters",
+    "rewrite_pooled": "pooled over {positions} positions",
     "prune_magnitude": "{sparsity} zeros",
     "prune_obd": "{sparsity} zeros ({curvature})",
     "prune_obs": "{sparsity} zeros (second order)",
@@ -135,12 +141,20 @@ def policy_lines(policy: Mapping[str, Any], layers: Sequence[str], limit: int = 
     """A policy layer by layer, layers that are treated alike on one line; at most ``limit`` lines of ``width`` characters."""
     groups: dict[str, list[str]] = {}
     given = policy.get("layers") or {}
+    if shape := policy.get("shape"):
+        return textwrap.wrap(shape_text(shape), width)
     for name in dict.fromkeys([*layers, *given]):
         groups.setdefault(steps_text(given.get(name) or []) or "float32, untouched", []).append(name)
     lines = [_shorten(f"{_names(names)}: {what}", width) for what, names in groups.items()]
     if len(lines) > limit:
         lines = [*lines[: limit - 1], f"… and {len(lines) - limit + 1} more kinds of layer"]
     return lines
+
+
+def shape_text(shape: Mapping[str, Any]) -> str:
+    """A family and its knobs."""
+    knobs = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shape.items() if name != "family")
+    return f"{shape.get('family', '')}: {knobs}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def test_contract(name, check):
 
 def test_a_policy_of_a_shape_is_planned_on_the_network_of_that_shape_alone():
     policy = Policy(
-        {"blocks.1.pointwise.conv": (Step.of("prune_channels", sparsity=0.5, multiple=4),)},
+        {"stages.1.0.pointwise.conv": (Step.of("prune_channels", sparsity=0.5, multiple=4),)},
         shape={"family": "mobilenet_v1", "width": 0.25, "repeats": 0, **SMALL},
     )
     model, x = network_of(policy.shape, 10, 1).eval(), torch.zeros(1, 1, 32, 32)

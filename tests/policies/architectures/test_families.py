@@ -124,7 +124,7 @@ def test_a_configuration_sets_the_knobs():
     model = empty_network(config, data).eval()
     example = data.preprocess(data.calibration.images[:1])
     assert example.shape == (1, 1, 32, 32)
-    assert ModelGraph.trace(model, example).layers["blocks.7.pointwise.conv"].output_shape == (256, 4, 4)
+    assert ModelGraph.trace(model, example).layers["stages.4.0.pointwise.conv"].output_shape == (256, 4, 4)
     assert computed(export_onnx(model, example, calibration=None), example).shape == (1, 10)
 
 

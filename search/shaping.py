@@ -1,0 +1,181 @@
+"""Where the shape of the network is searched: the space of shapes, and the supernet that their weights come from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..evaluators.data import DataSet
+from ..evaluators.models import load_weights, save_weights
+from ..evaluators.shapes import shape_profile
+from ..evaluators.supernet import Supernet
+from ..evaluators.training.loop import train
+from ..evaluators.training.sandwich import Sandwich
+from ..policies.architectures import SHAPED
+from ..policies.architectures.shapes import FAMILY
+from ..policies.errors import ConfigError, ModelError, PolicyError
+from ..policies.policy import Scalar
+from ..spaces.families import default_menus
+from ..spaces.shapes import ShapeSpace
+from .config import Config
+from .rundir import RunDirectory
+from .sections.space import ShapeConfig
+
+Say = Callable[[str], None]
+Shape = Mapping[str, Scalar]
+MOST_SHAPES = 256
+"""Shapes that a supernet learns; of a larger space as many random ones, and those between them go by their neighbours."""
+
+
+def shape_space(config: Config, dense: nn.Module, example: Tensor, say: Say) -> ShapeSpace:
+    """The space of shapes that the configuration's network holds.
+
+    The family's own menus lose what the network does not hold; menus that were given stay as they are, and candidates
+    that it does not hold are recorded as failed.
+
+    Raises
+    ------
+    ConfigError
+        Where the network is of no family with a shape, a knob is unknown, or no choice is left.
+    """
+    given = given_space(config, example.shape[-1])
+    if given is not None:
+        return given
+    shape = dense_shape(config, example.shape[-1])
+    knobs = SHAPED[str(shape[FAMILY])].shape(**{name: value for name, value in shape.items() if name != FAMILY})
+    supernet = Supernet(dense, example, _outputs(dense, example))
+    menus = default_menus(str(shape[FAMILY]), knobs.pixels, knobs.downsampling)
+    menus = {knob: _held(supernet, shape, knob, options, say) for knob, options in menus.items()}
+    return _space(shape, {knob: options for knob, options in menus.items() if len(options) > 1})
+
+
+def given_space(config: Config, side: int) -> ShapeSpace | None:
+    """The space where the configuration names its menus, which needs no network; ``None`` where it does not.
+
+    Raises
+    ------
+    ConfigError
+        As ``shape_space`` does.
+    """
+    shape, menus = dense_shape(config, side), _shape_config(config).menus
+    return _space(shape, menus) if menus else None
+
+
+def _space(shape: Shape, menus: Mapping[str, tuple[Scalar, ...]]) -> ShapeSpace:
+    fixed = {name: value for name, value in shape.items() if name != FAMILY and name not in menus}
+    return ShapeSpace(str(shape[FAMILY]), menus, fixed)
+
+
+def dense_shape(config: Config, side: int) -> dict[str, Scalar]:
+    """The dense network's family and knobs, as the configuration gives them.
+
+    Raises
+    ------
+    ConfigError
+        Where its knobs are wrong, or it is made for pictures of another side.
+    """
+    family = config.model.name.partition(":")[2]
+    try:
+        knobs = SHAPED[family].shape(**config.model.arguments)
+    except ModelError as error:
+        raise ConfigError(f"model.arguments: {error}") from error
+    if knobs.side != side:
+        raise ConfigError(f"model.arguments: expected side to be the pictures' {side} pixels; got {knobs.side}")
+    return {FAMILY: family, **config.model.arguments}
+
+
+def make_supernet(
+    config: Config, data: DataSet, dense: nn.Module, space: ShapeSpace, run: RunDirectory, say: Say
+) -> Supernet:
+    """The network that all shapes are cut out of: from a file, from an earlier start of this run, or trained now.
+
+    Raises
+    ------
+    ConfigError
+        Where it has to be trained and no shape of the space is contained in the dense network.
+    """
+    section = _shape_config(config).supernet
+    example = data.preprocess(data.calibration.images[:1])
+    supernet = Supernet(copy.deepcopy(dense), example, _outputs(dense, example))
+    if section.weights is not None:
+        load_weights(supernet.model, section.weights)
+    elif run.supernet.is_file():
+        load_weights(supernet.model, str(run.supernet))
+    else:
+        _train(config, data, supernet, learned_shapes(space, supernet, config.seed), run, say)
+    supernet.model.eval()
+    return supernet
+
+
+def learned_shapes(space: ShapeSpace, supernet: Supernet, seed: int) -> list[Shape]:
+    """Shapes that the supernet learns, the one of the fewest multiply-accumulates first.
+
+    Raises
+    ------
+    ConfigError
+        Where it holds none of them.
+    """
+    everything = list(space.shapes())
+    if len(everything) > MOST_SHAPES:
+        drawn = np.random.default_rng(seed).choice(len(everything), MOST_SHAPES, replace=False)
+        everything = [everything[i] for i in sorted(drawn)]
+    held = list(_all_held(supernet, everything))
+    if not held:
+        raise ConfigError(
+            "space.shape: no shape of the menus is contained in the dense network; expected model.arguments to be the"
+            " largest shape"
+        )
+    return sorted(held, key=lambda shape: _macs(shape, supernet))
+
+
+def _macs(shape: Shape, supernet: Supernet) -> float:
+    return shape_profile(shape, supernet.num_classes, supernet.example.shape[1]).macs
+
+
+def _all_held(supernet: Supernet, shapes: Sequence[Shape]) -> Iterator[Shape]:
+    """Those that are contained in the supernet, each looked at once by the knobs' values that it has."""
+    for shape in shapes:
+        try:
+            supernet.part(shape)
+        except PolicyError:
+            continue
+        yield shape
+
+
+def _held(supernet: Supernet, shape: Shape, knob: str, options: tuple[Scalar, ...], say: Say) -> tuple[Scalar, ...]:
+    """The options of a knob that the network holds, the others left as they are in it."""
+    held = tuple(o for o in options if any(_all_held(supernet, [{**shape, knob: o}])))
+    if len(held) < len(options):
+        left = ", ".join(str(option) for option in options if option not in held)
+        say(f"space.shape: {knob} {left} is not contained in the dense network and left out")
+    return held
+
+
+def _train(config: Config, data: DataSet, supernet: Supernet, shapes: list[Shape], run: RunDirectory, say: Say) -> None:
+    section = _shape_config(config).supernet
+    recipe = section.recipe()
+    say(f"training the supernet for {len(shapes)} shapes: {recipe.epochs} epochs of {len(data.train)} pictures")
+    checkpoint = run.path / "supernet-training.safetensors"
+    train(
+        supernet.model,
+        data,
+        recipe,
+        seed=config.seed,
+        loss=Sandwich.of(supernet, shapes, section.random, recipe),
+        checkpoint=checkpoint,
+        on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
+    )
+    save_weights(supernet.model, run.supernet)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _shape_config(config: Config) -> ShapeConfig:
+    assert config.space.shape is not None, "asked for where shapes are searched"
+    return config.space.shape
+
+
+def _outputs(dense: nn.Module, example: Tensor) -> int:
+    return int(dense(example).shape[1])
