@@ -11,6 +11,7 @@ import torch
 
 from ..policies.policy import Policy
 from .candidate import CandidateEvaluator
+from .learning import learn_architecture
 from .pool import Job
 from .torchvision_guard import import_torchvision
 from .workbench import Workbench
@@ -71,6 +72,9 @@ class CandidateWorker:
                 return evaluator.kernels(policy)
             case "stitch":
                 return evaluator.stitch(policy, float(job.payload["hopeless_kl"]))
+            case "learn":
+                seed, halvings = int(job.payload["seed"]), int(job.payload.get("halvings", 0))
+                return learn_architecture(evaluator.bench, job.payload["learning"], seed, halvings)
             case "screen":
                 return evaluator.screen(policy)
             case "tune":

@@ -15,7 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
+from .collapsing import collapse
 from .compact import named
+from .copying import put_in_place
 from .dead import drop_dead_channels, drop_some
 from .errors import CandidateError, FormatError
 from .forms import (
@@ -103,7 +105,7 @@ def apply_plan(
         for root, step in plan.channels.items()
     }
     _drop(plan, graph, model, calibration[:1], choices)
-    _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped), early=True)
+    _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped or plan.collapsed), early=True)
     drop_dead(plan, graph, model, calibration[:1])
     _quantize(plan, model, calibration, _is_reshaped(plan))
     return CompressedModel(model.eval(), plan)
@@ -143,7 +145,7 @@ def restore(
             elif isinstance(technique, Resumable) and technique.binary_inputs:
                 for _, weighted in weighted_modules(module):
                     set_binary_input(weighted)
-        _replace(model, layer.layer.name, module)
+        put_in_place(model, layer.layer.name, module)
     tensors = named(tensors, list(_stored_names(model)), model)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     counts = {root: len(state[f"{root}.weight"]) for root in plan.dead if f"{root}.weight" in state}
@@ -259,7 +261,7 @@ def _is_coarse(plan: Plan) -> bool:
 def _is_reshaped(plan: Plan) -> bool:
     """Whether batch norms see other values by what the plan does before quantization."""
     early = any(t.phase < Phase.QUANTIZE for layer in plan.layers for t in layer.techniques)
-    return early or bool(plan.channels or plan.dropped)
+    return early or bool(plan.channels or plan.dropped or plan.collapsed)
 
 
 def _eight_bit(plan: Plan, model: nn.Module) -> dict[str, RangeMethod]:
@@ -275,7 +277,7 @@ def _eight_bit(plan: Plan, model: nn.Module) -> dict[str, RangeMethod]:
 
 
 def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, choices: Mapping[str, Choice]) -> None:
-    if not (plan.channels or plan.dropped):
+    if not (plan.channels or plan.dropped or plan.collapsed):
         return
     for group in graph.groups:
         if group.root in choices and choices[group.root].into:
@@ -285,7 +287,8 @@ def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, choi
     drop_channels(model, graph.groups, {root: choice.dropped for root, choice in choices.items()}, example)
     for branch in plan.dropped:
         for name, module in stand_ins(branch).items():
-            _replace(model, name, module)
+            put_in_place(model, name, module)
+    collapse(model, plan.collapsed)
     with torch.no_grad():
         try:
             model(example)
@@ -320,7 +323,7 @@ def _carry_out(plan: LayerPlan, model: nn.Module, seen: Mapping[str, Calibration
     for technique in plan.techniques:
         if (technique.phase < Phase.QUANTIZE) == early:
             module = _apply_one(technique, name, module, seen.get(name))
-    _replace(model, name, module)
+    put_in_place(model, name, module)
 
 
 def _apply_one(technique: Technique, name: str, module: nn.Module, seen: Calibration | None) -> nn.Module:
@@ -364,16 +367,6 @@ def _recorded(model: nn.Module, names: list[str], many: Collection[str]) -> Iter
 def _fits(x: Tensor, held: list[Tensor]) -> bool:
     count = len(held) + 1
     return x.shape == held[0].shape and count <= HESSIAN_BATCHES and count * x.numel() <= HESSIAN_VALUES
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put the module where the named one stands: under every name, since the forward pass may use any of them."""
-    old = model.get_submodule(name)
-    if module is old:
-        return
-    for place in [place for place, found in model.named_modules(remove_duplicate=False) if found is old]:
-        parent, _, child = place.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
 
 
 def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:

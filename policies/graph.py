@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .activations import Activation, find_activations
 from .branches import Branch, find_branches
 from .coupling import ChannelGroup, drop_by_trace, find_groups
 from .errors import ModelError
@@ -41,6 +42,8 @@ class ModelGraph:
         Residual branches that can be dropped whole; empty where the network cannot be followed.
     shape
         The shape that a policy gave the network; empty where it came as it is.
+    activations
+        ReLUs that stand right behind a layer.
     """
 
     layers: Mapping[str, LayerInfo]
@@ -49,6 +52,7 @@ class ModelGraph:
     coupling_error: str | None = None
     branches: tuple[Branch, ...] = ()
     shape: Mapping[str, Scalar] = field(default_factory=dict)
+    activations: tuple[Activation, ...] = ()
 
     @classmethod
     def trace(cls, model: nn.Module, example: Tensor, of_shape: Mapping[str, Scalar] | None = None) -> ModelGraph:
@@ -70,16 +74,21 @@ class ModelGraph:
                 "the network has no nn.Conv2d and no nn.Linear that its forward pass reaches; nothing to compress"
             )
         shape, branches, given = tuple(example.shape[1:]), find_branches(model, example), dict(of_shape or {})
+        relus = find_activations(model, example, layers)
         try:
             groups = _groups(model, example, layers)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return cls(layers, (), shape, reason, branches, given)
-        return cls(_with_positions(layers, groups), groups, shape, None, branches, given)
+            return cls(layers, (), shape, reason, branches, given, relus)
+        return cls(_with_positions(layers, groups), groups, shape, None, branches, given, relus)
 
     def group_of(self, layer: str) -> ChannelGroup | None:
         """The group that the layer's outputs belong to."""
         return next((group for group in self.groups if layer in group.producers), None)
+
+    def activation_of(self, layer: str) -> Activation | None:
+        """The ReLU right behind the layer."""
+        return next((found for found in self.activations if found.layer == layer), None)
 
     def branch_of(self, layer: str) -> Branch | None:
         """The smallest branch that the layer lies in."""

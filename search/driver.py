@@ -16,6 +16,7 @@ from ..policies.files import write_bytes, write_text
 from .dispatch import Dispatcher, KeepArtefacts
 from .finals import Finals
 from .front import FrontData
+from .learning import LearningStage
 from .ledger import EvaluationKey
 from .rundir import sha256
 from .screening import Screening
@@ -35,6 +36,7 @@ def run_stages(session: Session) -> FrontData:
     session.listener.say(f"dense: {baseline['error_pct']:.2f} % error, {size:.1f} kB stored, {latency:.3f} ms")
     finals = Finals(session)
     with dispatching(session) as dispatcher:
+        LearningStage(session)(dispatcher)
         Screening(session)(dispatcher)
         finalists = finals.choose(dispatcher)
         finals.recover(dispatcher, finalists)

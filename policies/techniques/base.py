@@ -132,7 +132,7 @@ class About:
     ----------
     rows
         Kinds of technique it covers, as the documentation numbers them: ``P1`` to ``P13`` prune, ``Q1`` to ``Q16`` quantize
-        and share, ``R1`` to ``R4`` factorize, ``A4`` to ``A7`` rewrite.
+        and share, ``R1`` to ``R4`` factorize, ``A4`` to ``A7`` rewrite, ``A8`` learns the architecture.
     title
         In a few words.
     layers

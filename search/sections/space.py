@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...spaces.precision import KNOWN
 from .base import Count, Section, Share
+from .learned import LearnedConfig
 from .training import TrainConfig
 
 Rewrite = Literal["keep", "separable", "stacked", "asymmetric", "flattened", "pooled"]
@@ -104,8 +105,17 @@ class SpaceConfig(Section):
     )
     skip: tuple[str, ...] = Field((), description="patterns of layers that are left alone")
     rules: tuple[SpaceRule, ...] = ()
+    learned: LearnedConfig = LearnedConfig()
     shape: ShapeConfig | None = Field(
         None,
         description="search the shape of the network in place of what is done to its layers; model.name is family:NAME"
         " with the largest shape as its arguments",
     )
+
+    @model_validator(mode="after")
+    def _learned_or_shaped(self) -> SpaceConfig:
+        if self.shape is not None and self.learned.lambdas:
+            raise ValueError(
+                "shape and learned exclude each other: neurons are learned on one network; give one of them"
+            )
+        return self
