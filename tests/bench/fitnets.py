@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from paretopress.evaluators.accuracy import error_pct
 from paretopress.evaluators.data import DataSet, Pictures, SplitSizes
-from paretopress.evaluators.models import build_model, load_weights
+from paretopress.evaluators.models import build_model, load_weights, save_weights
 from paretopress.evaluators.sources import load_data
 from paretopress.evaluators.training.augment import Augment
 from paretopress.evaluators.training.distillation import SoftTargets
 from paretopress.evaluators.training.hints import Hint, Hints
 from paretopress.evaluators.training.loop import Recipe, train
 from paretopress.evaluators.training.teaching import teach
-from paretopress.search.prepare import save_weights
 from torch import nn
 
 RUNS = Path(__file__).parents[2] / "runs" / "fitnets"
