@@ -40,6 +40,20 @@ _WORDS = (
     b'[{"policy":{"version":1,"layers":{"conv1":[{"prune_magnitude":{"sparsity":0.9}},{"share":{"clusters":16}}],"conv2":'
 )
 """Frequent words for deflate to refer to; part of the format."""
+_BRIEF_WORDS = _WORDS + (
+    b'{"prune_magnitude":{"sparsity":0.75}},{"share":{"clusters":8,"iterations":30,"rounding":"nearest"}}],'
+    b'"shape":{"family":"mobilenet_v1","pocket","places":[1,2,0,2,1,1,0,0,0,0,0,0,0,0,0,0]}},'
+    b'[{"quantize":{"activations":"float32","bits":2,"rounding":"nearest"}}],[{"quantize":{"activations":"int8","bits":8,'
+    b'"rounding":"nearest"}}]],[{"quantize":{"activations":"float32","bits":3,"rounding":"second_order"}}],'
+    b'[{"quantize":{"activations":"float32","bits":4,"rounding":"second_order"}}]],"places":[0,1,0,1,0,0,0,0,0,0,0,0,0]}},'
+    b'[{"policy":{"version":1,"layers":[[{"quantize":{"activations":"float32","bits":3,"rounding":"nearest"}}],'
+    b'[{"quantize":{"activations":"float32","bits":4,"rounding":"nearest"}}]],"places":[0,1,1,1,1,0,0]}},1'
+)
+"""The same for compact files."""
+
+
+def _words(version: int) -> bytes:
+    return _BRIEF_WORDS if version >= COMPACT else _WORDS
 
 
 def element_limit(size_bytes: int) -> int:
@@ -108,7 +122,7 @@ def write_header(writer: Writer, entries: list[Entry], metadata: Mapping[str, An
     version = version or kinds.version_of(entries)
     names = [entry.name for entry in entries]
     numbered = version >= COMPACT and len(names) <= _MOST_NUMBERED and names == _numbered(len(names))
-    _write_text(writer, [dict(metadata), len(names)] if numbered else [dict(metadata), *names])
+    _write_text(writer, [dict(metadata), len(names)] if numbered else [dict(metadata), *names], version)
     of = kinds.KINDS
     forms = np.array([entry.form for entry in entries], np.int64)
     write_ints(writer, forms, kinds.top_form(version))
@@ -164,7 +178,7 @@ def elements(entries: list[Entry]) -> int:
     return sum(prod(max(size, 1) for size in entry.shape) + entry.table for entry in entries)
 
 
-def _write_text(writer: Writer, document: list[Any]) -> None:
+def _write_text(writer: Writer, document: list[Any], version: int) -> None:
     try:
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     except (TypeError, ValueError, RecursionError) as error:
@@ -173,7 +187,7 @@ def _write_text(writer: Writer, document: list[Any]) -> None:
         raise ModelError(
             f"names and metadata take {len(text)} bytes, expected at most {_TEXT_LIMIT}; shorten the metadata"
         )
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _WORDS)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _words(version))
     packed = deflate.compress(text) + deflate.flush()
     smaller = len(packed) < len(text)
     coded = packed if smaller else text
@@ -191,7 +205,7 @@ def _read_text(reader: Reader, size_bytes: int, version: int) -> tuple[dict[str,
     length = reader.number(size_bytes + OVERHEAD, "the length of names and metadata")
     coded = reader.uniform(length, 256).astype(np.uint8).tobytes()
     try:
-        text = zlib.decompressobj(-15, _WORDS).decompress(coded, _TEXT_LIMIT) if packed else coded
+        text = zlib.decompressobj(-15, _words(version)).decompress(coded, _TEXT_LIMIT) if packed else coded
         document = json.loads(text.decode("utf-8", "surrogatepass"))
     except (zlib.error, ValueError, RecursionError) as error:
         raise FormatError(f"names and metadata cannot be read: {error}; the file is damaged") from error

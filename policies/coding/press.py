@@ -69,7 +69,8 @@ codes uniform(n) takes ceil(log2 n) bits a symbol, and the codes of symbols are 
     array    = float32: floats; otherwise choice(2): 1: choice(2) signed, ints (folded 0, -1, 1, -2, ... if signed);
                0: ints(top 255) for each byte of the type, lowest first
     floats   = choice(2): 1: number of distinct bit patterns less one, ints indices, fields of those; 0: fields
-    fields   = ints(top 255) exponents; if any is 0: choice(2), 1: those are +0.0 and have nothing more;
+    fields   = ints(top 255) exponents, or in version 3, for codebooks, scales and dense: choice(256) least one, ints what they
+               are above it; if any is 0: choice(2), 1: those are +0.0 and have nothing more;
                ints(top 1) signs, choice(24) zero bits z at the end of all mantissas, ints the leading 8 of the 23 - z
                bits left, uniform the rest
 """
@@ -148,11 +149,11 @@ def encode(
     stored = list(tensors.values())
     for table in kinds.TABLES:
         of = [(kinds.KINDS[entry.form], tensor) for entry, tensor in zip(entries, stored)]
-        write_floats(writer, _joined([kind.values(tensor) for kind, tensor in of if kind.table == table]))
+        write_floats(writer, _joined([kind.values(tensor) for kind, tensor in of if kind.table == table]), compact)
     signed = _signed(entries, tensors) if compact else {}
     write_ints(writer, np.array(list(signed.values()), np.int64), 1)
     for pool in _pools(entries, signed):
-        write_array(writer, np.concatenate([tensors[entry.name].decode().ravel() for entry in pool]))
+        write_array(writer, np.concatenate([tensors[entry.name].decode().ravel() for entry in pool]), compact)
     together = _coded_together(entries, version)
     write_pooled(writer, [cast(UniformTensor, tensors[name]) for name in together])
     for entry, tensor in zip(entries, stored):
@@ -238,13 +239,16 @@ def _read(data: bytes) -> tuple[PressFile, dict[str, int]]:
     tables: dict[str, np.ndarray] = {}
     with reader.part("codebooks"):
         for table in kinds.TABLES:
-            tables |= _read_tables(reader, [entry for entry in entries if kinds.KINDS[entry.form].table == table])
+            of = [entry for entry in entries if kinds.KINDS[entry.form].table == table]
+            tables |= _read_tables(reader, of, version >= COMPACT)
     tensors: dict[str, StoredTensor] = {}
     with reader.part("weights"):
         small = [entry.name for entry in entries if _is_small(entry)] if version >= COMPACT else []
         signed = dict(zip(small, read_ints(reader, len(small), 1).astype(bool).tolist()))
         for pool in _pools(entries, signed):
-            values = read_array(reader, sum(entry.count for entry in pool), pool[0].dtype or np.dtype(np.float32))
+            values = read_array(
+                reader, sum(entry.count for entry in pool), pool[0].dtype or np.dtype(np.float32), version >= COMPACT
+            )
             parts = np.split(values, np.cumsum([entry.count for entry in pool])[:-1])
             tensors |= {entry.name: DenseTensor(part.reshape(entry.shape).copy()) for entry, part in zip(pool, parts)}
         together = _coded_together(entries, version)
@@ -260,7 +264,7 @@ def _read(data: bytes) -> tuple[PressFile, dict[str, int]]:
     return PressFile({entry.name: tensors[entry.name] for entry in entries}, metadata), reader.bits
 
 
-def _read_tables(reader: Reader, entries: list[Entry]) -> dict[str, np.ndarray]:
-    values = read_floats(reader, sum(entry.table for entry in entries))
+def _read_tables(reader: Reader, entries: list[Entry], compact: bool) -> dict[str, np.ndarray]:
+    values = read_floats(reader, sum(entry.table for entry in entries), compact)
     ends = np.cumsum([entry.table for entry in entries])
     return {entry.name: values[end - entry.table : end].copy() for entry, end in zip(entries, ends)}

@@ -388,7 +388,7 @@ def test_a_written_compact_file_stays_readable() -> None:
         "0": UniformTensor(np.int8([[1, 0, -1], [3, 2, -3]]), np.float32([0.5]), 3),
         "1": DenseTensor(np.float32([1.5, -2])),
     }
-    data = bytes.fromhex("5050035fc1d8f3acdd73a3cbd278dd13c952f4f1aa4fe8e008325d44003a317d2c7b2261221ba6e82e")
+    data = bytes.fromhex("505003423e9f27acdd73a3e55a7955211f1604d3f3549c4bc75d440044317d2c322261223a1ba6f6da05")
     again = decode(data)
     assert again.metadata == {"a": 1}
     assert list(again.tensors) == ["0", "1"]
