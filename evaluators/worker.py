@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ..policies.policy import Policy
 from .candidate import CandidateEvaluator
 from .pool import Job
 from .torchvision_guard import import_torchvision
+from .training.checkpoints import UNKEPT, Checkpoints
 from .workbench import Workbench
 
 
@@ -56,6 +57,11 @@ class CandidateWorker:
     """Carries out a job at the rung that it names."""
 
     evaluator: CandidateEvaluator
+    checkpoints: Checkpoints = UNKEPT
+
+    def with_checkpoints(self, checkpoints: Checkpoints) -> CandidateWorker:
+        """The same for one job whose trainings keep their states there."""
+        return replace(self, checkpoints=checkpoints)
 
     def receive(self, value: Mapping[str, bytes]) -> None:
         """What the pool shares: the bank's files."""
@@ -76,5 +82,5 @@ class CandidateWorker:
             case "tune":
                 return evaluator.tune(policy, int(job.payload["seed"]))
             case "recover":
-                return evaluator.recover(policy, int(job.payload["seed"]))
+                return evaluator.recover(policy, int(job.payload["seed"]), self.checkpoints)
         raise AssertionError(f"no rung is called {job.fidelity}")

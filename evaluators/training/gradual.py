@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -156,6 +157,8 @@ def prune_gradually(
     seed: int,
     loss: Loss,
     schedule: PruneSchedule = "gradual",
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train in place while the named layers lose their smallest weights, down to their targets.
 
@@ -171,6 +174,8 @@ def prune_gradually(
         are chosen, since what nothing holds back would drift until it is large for no merit. ``iterative``: in rounds of
         pruning and training, what went stays away. ``surgery``: the target holds from the start, and masked weights go on
         learning until they are spliced in again (dynamic network surgery, 1608.04493).
+    checkpoint, on_epoch
+        As ``train`` takes them; the masks are part of what is kept.
 
     Raises
     ------
@@ -193,7 +198,7 @@ def prune_gradually(
                 target = targets[name]
                 _choose(layer, target if name in pruned else plan.sparsity(target, time), plan)
 
-    train(model, data, recipe, seed=seed, loss=loss, on_step=update)
+    train(model, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch, on_step=update)
     for name, layer in layers.items():
         _choose(layer, targets[name], replace(plan, choose=plan.settle))
         forms.set_form(layer, forms.MaskedWeight(cast(Tensor, forms.mask_of(layer)).clone()))
