@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
+from ..policies.compact import brief_policy, numbered
 from ..policies.errors import CandidateError
 from ..policies.export.onnx import export_onnx
 from ..policies.export.tracing import OnnxTracer
+from ..policies.folding import Norms, fold_scales, norms_around, round_scales
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import input_energies
 from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
@@ -39,9 +41,11 @@ from .runtime import logits, session
 from .stitch import norms_after
 from .stitched import StitchedRung
 from .training.checkpoints import UNKEPT, Checkpoints, OnEpoch
-from .training.distillation import distillation
+from .training.ensemble import as_one
 from .training.gradual import halves, prune_gradually
-from .training.loop import Loss, Recipe, train
+from .training.loop import Recipe
+from .training.methods import make_teaching
+from .training.teaching import Teaching, teach
 from .workbench import Workbench
 
 ONNX_BATCH = 100
@@ -201,7 +205,7 @@ class CandidateEvaluator:
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
     def recover(self, policy: Policy, seed: int, checkpoints: Checkpoints = UNKEPT) -> dict[str, Any]:
-        """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
+        """The last rung: fine-tuned with the teachers, the exported file tried on all validation pictures.
 
         Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0). With
         checkpoints, a recovery that was killed is gone on with where it was.
@@ -267,7 +271,7 @@ class CandidateEvaluator:
             data,
             first,
             seed=seed,
-            loss=self._distillation(),
+            loss=self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing),
             schedule=self.bench.settings.prune_schedule,
             checkpoint=checkpoints.of(0),
             on_epoch=self._following(early.model, checkpoints, 0),
@@ -295,16 +299,26 @@ class CandidateEvaluator:
 
     def _package(self, compressed: CompressedModel, watch: Stopwatch, ranges: Tensor | None = None) -> Candidate:
         with watch("export"):
+            settings, layers = self.bench.settings, compressed.plan.policy.layers
             settle_statistics(compressed.model)
-            if compressed.plan.policy.layers:
-                round_vectors(compressed.model)
+            if layers and settings.compact:
+                round_scales(compressed.model, settings.vector_bits)
+                fold_scales(compressed.model, self._norms)
+            if layers:
+                round_vectors(compressed.model, settings.vector_bits)
             plain = compressed.plain()
             ranges = self._calibration if ranges is None else ranges
             onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain, tracer=self._tracer)
         with watch("encode"):
-            policy, coder = {"policy": compressed.plan.policy.as_dict()}, self.bench.settings.coder
-            press = encode(compressed.stored(), policy, self._memory, coder)
+            press = self._press(compressed)
         return Candidate(compressed, plain, onnx, press)
+
+    def _press(self, compressed: CompressedModel) -> bytes:
+        settings, policy, tensors = self.bench.settings, compressed.plan.policy, compressed.stored()
+        if not settings.compact:
+            return encode(tensors, {"policy": policy.as_dict()}, self._memory, settings.coder)
+        brief = {"policy": brief_policy(policy, list(self.bench.graph.layers))}
+        return encode(numbered(tensors, compressed.model), brief, None, settings.coder, compact=True)
 
     def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
         interval = bounds("error_ci95", error_interval(error, pictures))
@@ -338,13 +352,16 @@ class CandidateEvaluator:
         self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet, checkpoints: Checkpoints, before: int = 0
     ) -> None:
         """Train after so many epochs of a training before."""
-        # A dense network that is handed over frozen is recovered like any other.
-        train(
+        if self.bench.settings.compact:
+            round_scales(model, self.bench.settings.vector_bits)
+        teach(
+            # A dense network that is handed over frozen is recovered like any other.
             model.requires_grad_(True),
+            self._teacher,
+            self._teaching,
             data,
             recipe,
             seed=seed,
-            loss=self._distillation(),
             checkpoint=checkpoints.of(int(before > 0)),
             on_epoch=self._following(model, checkpoints, before),
         )
@@ -352,10 +369,14 @@ class CandidateEvaluator:
     def _following(self, model: nn.Module, checkpoints: Checkpoints, before: int) -> OnEpoch:
         return checkpoints.following(before, lambda: model_error(model, self.bench.data, self._screening))
 
-    def _distillation(self) -> Loss:
+    @cached_property
+    def _teaching(self) -> Teaching:
         settings = self.bench.settings
-        teacher, *_ = self.bench.teachers or (self.bench.model,)
-        return distillation(teacher, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing)
+        return make_teaching(settings.teach, settings.temperature, settings.teacher_weight, settings.hint)
+
+    @cached_property
+    def _teacher(self) -> nn.Module:
+        return as_one(self.bench.teachers or (self.bench.model,))
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)
@@ -378,6 +399,10 @@ class CandidateEvaluator:
         self._files = files
         if "_bank" in vars(self):
             self._bank.adopt(files)
+
+    @cached_property
+    def _norms(self) -> Norms:
+        return norms_around(self.bench.model)
 
     @cached_property
     def _energies(self) -> dict[str, Tensor]:

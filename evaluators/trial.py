@@ -27,7 +27,7 @@ _BYTES = "bytes of file"
 
 def name_of(job: Job) -> str:
     """The same for every attempt at an evaluation, another one where its policy, rung or payload is another."""
-    known = json.dumps([job.policy_json, job.fidelity, dict(job.payload)], sort_keys=True)
+    known = json.dumps([job.policy_json, job.fidelity, dict(job.payload)], sort_keys=True, default=repr)
     return hashlib.sha256(known.encode()).hexdigest()[:24]
 
 

@@ -13,6 +13,7 @@ from ..policies.architectures import SHAPED
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
+from .sections.exits import ExitsConfig
 from .sections.network import DataConfig, ModelConfig
 from .sections.search import LatencyConfig, PoolConfig, SearchConfig, StorageConfig
 from .sections.space import SpaceConfig
@@ -33,6 +34,7 @@ class Config(Section):
     space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    exits: ExitsConfig = ExitsConfig()
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
@@ -49,6 +51,15 @@ class Config(Section):
             except ConfigError as error:
                 raise ValueError(str(error)) from error
         return value
+
+    @model_validator(mode="after")
+    def _agrees_with_one(self) -> Config:
+        if self.quality == "agreement" and self.recovery.teachers:
+            raise ValueError(
+                "recovery.teachers: quality: agreement asks to match the dense network; leave out the teachers, or take"
+                " quality: error"
+            )
+        return self
 
     def limits(self) -> tuple[Budget, ...]:
         """The budgets, read."""

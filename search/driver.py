@@ -12,13 +12,14 @@ from contextlib import contextmanager
 
 from ..evaluators.pool import InProcessPool, Pool
 from ..evaluators.ray_pool import RayPool
-from ..evaluators.tune import TunePool
+from ..evaluators.tune import Scheduler, TunePool
 from ..evaluators.worker import CandidateFactory
 from ..policies.files import write_bytes, write_text
 from .banking import Banking
 from .dispatch import Dispatcher, KeepArtefacts
 from .finals import Finals
 from .front import FrontData
+from .learning import LearningStage
 from .ledger import EvaluationKey
 from .rundir import sha256
 from .screening import Screening
@@ -36,15 +37,19 @@ def run_stages(session: Session) -> FrontData:
     baseline = session.baseline
     size, latency = baseline["stored_bytes"] / 1000, baseline["latency_ms"]
     session.listener.say(f"dense: {baseline['error_pct']:.2f} % error, {size:.1f} kB stored, {latency:.3f} ms")
-    finals = Finals(session)
+    finals, by_trials = Finals(session), session.config.pool.train == "tune"
+    # Where trainings are trials, one pool is closed before the other opens: either reserves every core.
+    if by_trials:
+        with training(session, "none") as dispatcher:
+            LearningStage(session).learn(dispatcher)
     with dispatching(session) as dispatcher:
+        LearningStage(session)(dispatcher)
         Screening(session)(dispatcher)
         finalists = finals.choose(dispatcher)
-        if session.config.pool.train == "pool":
+        if not by_trials:
             finals.recover(dispatcher, finalists)
-    if session.config.pool.train == "tune":
-        # The other pool is closed: its workers have reserved every core.
-        with training(session) as dispatcher:
+    if by_trials:
+        with training(session, session.config.recovery.scheduler) as dispatcher:
             finals.recover(dispatcher, finalists)
     # The pool is closed: nothing else runs while latency is measured.
     finals.test(finalists)
@@ -63,7 +68,7 @@ def dispatching(session: Session) -> Iterator[Dispatcher]:
 
 
 @contextmanager
-def training(session: Session) -> Iterator[Dispatcher]:
+def training(session: Session, scheduler: Scheduler) -> Iterator[Dispatcher]:
     """The same for trainings, as trials of Ray Tune; what they kept is removed when all is recorded."""
     settings, prepared, recovery = session.config.pool, session.prepared, session.config.recovery
     factory = CandidateFactory(prepared.bench)
@@ -73,7 +78,7 @@ def training(session: Session) -> Iterator[Dispatcher]:
         prepared.workers,
         prepared.threads,
         settings.address,
-        scheduler=recovery.scheduler,
+        scheduler=scheduler,
         max_epochs=recovery.epochs,
     ) as pool:
         # Layers of the bank need not be compressed again.

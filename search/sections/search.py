@@ -56,6 +56,14 @@ class StorageConfig(Section):
     """How compressed networks are stored."""
 
     coder: Coder = Field("ans", description="ans for the fewest bytes, or huffman for codes of whole bits (1510.00149)")
+    compact: bool = Field(
+        False,
+        description="for networks of a few thousand weights: files leave out what network and policy tell (names, settled"
+        " statistics), small layers share probability tables, and scales are folded into batch norms",
+    )
+    vector_bits: Annotated[int, Field(ge=2, le=8)] = Field(
+        8, description="significant bits of biases and of the batch norms' scales and shifts"
+    )
 
 
 class PoolConfig(Section):

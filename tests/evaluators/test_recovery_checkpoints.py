@@ -9,12 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 from paretopress.evaluators.candidate import CandidateEvaluator
+from paretopress.evaluators.data import SplitSizes
+from paretopress.evaluators.learning import learn_architecture
+from paretopress.evaluators.models import build_model
 from paretopress.evaluators.pool import Job
-from paretopress.evaluators.training.checkpoints import Checkpoints
+from paretopress.evaluators.sources import load_data
+from paretopress.evaluators.training.checkpoints import UNKEPT, Checkpoints, OnEpoch
+from paretopress.evaluators.training.learned import Learning
+from paretopress.evaluators.training.loop import Recipe, train
+from paretopress.evaluators.training.penalties.architecture import Architecture
+from paretopress.evaluators.training.task import TrainingTask
 from paretopress.evaluators.workbench import Workbench
 from paretopress.evaluators.worker import CandidateFactory
 from paretopress.policies.policy import Policy, Step
 from paretopress.tests.evaluators.digits_bench import MIXED, make_bench, untimed
+from ray import cloudpickle
 
 torch.set_num_threads(1)
 
@@ -57,6 +66,40 @@ def test_a_recovery_gone_on_with_equals_an_uninterrupted_one_to_the_byte(
     assert epochs_left == [4]
     assert again["artefacts"] == whole["artefacts"]
     assert untimed(again["metrics"]) == untimed(whole["metrics"])
+
+
+def test_an_architecture_whose_learning_was_killed_is_the_one_that_it_would_have_learned(
+    bench: Workbench, tmp_path: Path
+) -> None:
+    recipe = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=2e-3)
+    learning = Learning("fc", Architecture(neurons=1e-3, layers=0.0), recipe)
+    whole = learn_architecture(bench, learning, 3)
+    with pytest.raises(StoppedError):
+        learn_architecture(bench, learning, 3, 0, stopped_after(tmp_path, 2))
+    again = learn_architecture(bench, learning, 3, 0, Checkpoints(tmp_path))
+    assert (again["artefacts"], again["metrics"]) == (whole["artefacts"], whole["metrics"])
+
+
+def test_a_task_is_one_training_that_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    def of_task(checkpoints: Checkpoints) -> bytes:
+        # As it is sent to another process: the network and its training stay one.
+        task = cloudpickle.loads(cloudpickle.dumps(digits_task()))
+        return bytes(task().with_checkpoints(checkpoints)(Job("dense", "{}", "dense", 60.0))["weights"])
+
+    whole = of_task(UNKEPT)
+    with pytest.raises(StoppedError):
+        of_task(stopped_after(tmp_path, 1))
+    assert of_task(Checkpoints(tmp_path)) == whole
+
+
+def digits_task() -> TrainingTask:
+    data = load_data("digits", sizes=SplitSizes(100, 64, 100), seed=0, limit=300)
+    model = build_model("family:digits_cnn", num_classes=10, seed=0)
+
+    def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
+        train(model, data, Recipe(epochs=2, batch_size=32), seed=0, checkpoint=checkpoint, on_epoch=on_epoch)
+
+    return TrainingTask(model, carry_out, 2)
 
 
 def test_trying_the_network_after_each_epoch_changes_nothing(bench: Workbench, tmp_path: Path) -> None:
