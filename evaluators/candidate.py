@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
@@ -39,6 +40,7 @@ from .observe import Observations
 from .runtime import logits, session
 from .stitch import norms_after
 from .stitched import StitchedRung
+from .training.checkpoints import UNKEPT, Checkpoints, OnEpoch
 from .training.ensemble import as_one
 from .training.gradual import halves, prune_gradually
 from .training.loop import Recipe
@@ -202,10 +204,11 @@ class CandidateEvaluator:
         metrics = self._measure(candidate, error, len(self._screening), watch)
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
-    def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
+    def recover(self, policy: Policy, seed: int, checkpoints: Checkpoints = UNKEPT) -> dict[str, Any]:
         """The last rung: fine-tuned with the teachers, the exported file tried on all validation pictures.
 
-        Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0).
+        Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0). With
+        checkpoints, a recovery that was killed is gone on with where it was.
         """
         watch = Stopwatch()
         best = self.build(policy, watch)
@@ -213,7 +216,8 @@ class CandidateEvaluator:
         with watch("forward"):
             error = self._error(best.onnx, validation)
         recovered = False
-        tuned = self._tuned(policy, seed, watch, self.bench.settings.recovery, self.bench.data)
+        recipe, data = self.bench.settings.recovery, self.bench.data
+        tuned = self._tuned(policy, seed, watch, recipe, data, checkpoints)
         if tuned is not None:
             with watch("forward"):
                 tuned_error = self._error(tuned.onnx, validation)
@@ -227,38 +231,55 @@ class CandidateEvaluator:
             "artefacts": {"model.onnx": best.onnx, "model.press": best.press},
         }
 
-    def _tuned(self, policy: Policy, seed: int, watch: Stopwatch, recipe: Recipe, data: DataSet) -> Candidate | None:
+    def _tuned(
+        self,
+        policy: Policy,
+        seed: int,
+        watch: Stopwatch,
+        recipe: Recipe,
+        data: DataSet,
+        checkpoints: Checkpoints = UNKEPT,
+    ) -> Candidate | None:
         """The candidate after fine-tuning; ``None`` where none is asked for or it diverged."""
         if not recipe.epochs:
             return None
         with watch("train"):
             plan = make_plan(policy, self.bench.graph)
             try:
-                compressed = self._trained(plan, seed, recipe, data)
+                compressed = self._trained(plan, seed, recipe, data, checkpoints)
             except CandidateError:
                 return None
         return self._package(compressed, watch)
 
-    def _trained(self, plan: Plan, seed: int, recipe: Recipe, data: DataSet) -> CompressedModel:
+    def _trained(
+        self, plan: Plan, seed: int, recipe: Recipe, data: DataSet, checkpoints: Checkpoints
+    ) -> CompressedModel:
         targets = {} if recipe.epochs < 2 else _sparsities(plan)
         share = self.bench.settings.prune_share
         if not targets or not share:
             compressed = self._own(self._compress_plan(plan))
-            self._train(compressed.model, recipe, seed, data)
+            self._train(compressed.model, recipe, seed, data, checkpoints)
             return compressed
         first, second = halves(recipe, share)
         # What the Hessian pruned is a good start; by magnitude alone, sparsity has to rise step by step.
         solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
         first_plan = before(plan, Phase.QUANTIZE) if solved else before_rising_sparsity(plan)
         early = self._own(self._compress_plan(first_plan))
-        loss = self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing)
-        inner = _inner_targets(early.model, targets)
-        schedule = self.bench.settings.prune_schedule
-        prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss, schedule=schedule)
+        prune_gradually(
+            early.model.requires_grad_(True),
+            _inner_targets(early.model, targets),
+            data,
+            first,
+            seed=seed,
+            loss=self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing),
+            schedule=self.bench.settings.prune_schedule,
+            checkpoint=checkpoints.of(0),
+            on_epoch=self._following(early.model, checkpoints, 0),
+        )
         drop_dead(plan, self.bench.graph, early.model, self._example)
         compressed = CompressedModel(early.model, plan)
         quantize_layers(plan, early.model, self._calibration)
-        self._train(compressed.model, second, seed + 1, data)
+        self._train(compressed.model, second, seed + 1, data, checkpoints, first.epochs)
         return compressed
 
     def _own(self, compressed: CompressedModel) -> CompressedModel:
@@ -327,11 +348,26 @@ class CandidateEvaluator:
             self._profiles[shape] = candidate.profiled(self._example)
         return replace(self._profiles[shape], params=nonzero_parameters(candidate.plain))
 
-    def _train(self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet) -> None:
+    def _train(
+        self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet, checkpoints: Checkpoints, before: int = 0
+    ) -> None:
+        """Train after so many epochs of a training before."""
         if self.bench.settings.compact:
             round_scales(model, self.bench.settings.vector_bits)
-        # A dense network that is handed over frozen is recovered like any other.
-        teach(model.requires_grad_(True), self._teacher, self._teaching, data, recipe, seed=seed)
+        teach(
+            # A dense network that is handed over frozen is recovered like any other.
+            model.requires_grad_(True),
+            self._teacher,
+            self._teaching,
+            data,
+            recipe,
+            seed=seed,
+            checkpoint=checkpoints.of(int(before > 0)),
+            on_epoch=self._following(model, checkpoints, before),
+        )
+
+    def _following(self, model: nn.Module, checkpoints: Checkpoints, before: int) -> OnEpoch:
+        return checkpoints.following(before, lambda: model_error(model, self.bench.data, self._screening))
 
     @cached_property
     def _teaching(self) -> Teaching:
@@ -399,6 +435,14 @@ def _inner_targets(model: nn.Module, targets: Mapping[str, float]) -> dict[str, 
 def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> float:
     """Error in per cent of an exported file on a split, in the runtime."""
     return error_pct(file_logits(onnx, data, split, threads, batch_size), split.labels)
+
+
+def model_error(model: nn.Module, data: DataSet, split: Pictures) -> float:
+    """Error in per cent of a network on a split as it is in the middle of its training; it is left in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        parts = [model(x).numpy() for x, _ in data.batches(split, ONNX_BATCH)]
+    return error_pct(np.concatenate(parts), split.labels)
 
 
 def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> np.ndarray:

@@ -74,6 +74,22 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_train_there(self) -> Config:
+        if self.pool.train == "tune" and self.pool.kind != "ray":
+            raise ValueError(f"pool.train: expected pool.kind to be ray for tune; got '{self.pool.kind}'")
+        if self.recovery.scheduler == "none":
+            return self
+        if self.pool.train != "tune":
+            raise ValueError(f"recovery.scheduler: expected pool.train to be tune; got '{self.pool.train}'")
+        # Stopped by their error, small candidates would lose to large ones of which the front has enough.
+        if self.search.objectives != ("error",):
+            raise ValueError(
+                "recovery.scheduler: compares finalists by their error alone; expected search.objectives to be [error],"
+                f" got [{', '.join(self.search.objectives)}]"
+            )
+        return self
+
     @property
     def sampler(self) -> str:
         """The sampler of the search: a bank is of one network's layers, so shapes are left to TPE where none is named."""

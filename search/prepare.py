@@ -18,9 +18,11 @@ from ..evaluators.candidate import dense_counts, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
-from ..evaluators.models import build_model, load_weights, save_weights
+from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.supernet import Supernet
+from ..evaluators.training.checkpoints import OnEpoch
+from ..evaluators.training.task import TrainingTask
 from ..evaluators.workbench import Settings, Workbench
 from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import encode
@@ -36,6 +38,7 @@ from .rundir import RunDirectory
 from .sections.space import SpaceConfig
 from .shaping import given_space, make_supernet, shape_space
 from .teachers import known_by, learned, read_teachers, settled_hint
+from .trainings import train_network
 
 Say = Callable[[str], None]
 
@@ -168,19 +171,14 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
     elif run.weights.is_file():
         load_weights(model, str(run.weights))
     elif section.train is not None:
-        recipe = section.train.recipe()
+        recipe, seed = section.train, config.seed
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
-        checkpoint = run.path / "training.safetensors"
-        learned(
-            model,
-            data,
-            section.train,
-            seed=config.seed,
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
-        )
-        save_weights(model, run.weights)
-        checkpoint.unlink(missing_ok=True)
+
+        def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
+            learned(model, data, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
+
+        task = TrainingTask(model, carry_out, recipe.epochs)
+        train_network(task, run.weights, run.path / "training.safetensors", config.pool, run, say)
     return model
 
 

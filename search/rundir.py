@@ -80,6 +80,11 @@ class RunDirectory:
         return self.path / "supernet.safetensors"
 
     @property
+    def trials(self) -> Path:
+        """What trainings keep while they run as trials."""
+        return self.path / "trials"
+
+    @property
     def reference(self) -> Path:
         """The dense network as ONNX."""
         return self.path / "reference.onnx"

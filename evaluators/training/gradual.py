@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -153,6 +154,8 @@ def prune_gradually(
     seed: int,
     loss: Loss,
     schedule: PruneSchedule = "gradual",
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train in place while the named layers lose their smallest weights, down to their targets.
 
@@ -170,6 +173,8 @@ def prune_gradually(
         they are spliced in again (dynamic network surgery, 1608.04493). What is masked changes nothing, so nothing answers its
         gradient: at the target from the first step, or without forgetting, such weights outgrow all that is kept and take its
         place. The paper's small rate and long training keep them small.
+    checkpoint, on_epoch
+        As ``train`` takes them; the masks are part of what is kept.
 
     Raises
     ------
@@ -192,7 +197,7 @@ def prune_gradually(
                 target = targets[name]
                 _choose(layer, target if name in pruned else plan.sparsity(target, time), plan)
 
-    train(model, data, recipe, seed=seed, loss=loss, on_step=update)
+    train(model, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch, on_step=update)
     for name, layer in layers.items():
         _choose(layer, targets[name], plan)
         forms.set_form(layer, forms.MaskedWeight(cast(Tensor, forms.mask_of(layer)).clone()))

@@ -70,6 +70,11 @@ class PoolConfig(Section):
     """Where candidates are evaluated."""
 
     kind: Literal["ray", "in-process"] = "ray"
+    train: Literal["pool", "tune"] = Field(
+        "pool",
+        description="where finalists are recovered: on the pool like all else, or as trials of Ray Tune, which keep their"
+        " state after every epoch and go on from it where a process or the run dies",
+    )
     workers: Count | None = Field(None, description="default: one a core")
     address: str | None = Field(None, description="of a Ray cluster; local by default")
     min_timeout_s: Positive = Field(60.0, description="least time before an evaluation is taken for hung")

@@ -127,3 +127,8 @@ class RecoveryConfig(TrainConfig):
         description="share of the training pictures on which four times as many candidates as there are finalists are"
         " trained once, before the finalists are chosen; 0: not at all",
     )
+    scheduler: Literal["none", "asha"] = Field(
+        "none",
+        description="asha: the worse half of the finalists is stopped at 1, 2, 4, ... epochs, by validation error"
+        " (1810.05934); for pool.train tune where error is the one objective",
+    )
