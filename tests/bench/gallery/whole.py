@@ -144,9 +144,9 @@ def collapsed(layer: str, reader: str, step: Step) -> Draw:
         compressed, canvas = carried_out(network, {layer: (step,)}), Canvas()
         weights = [_weight(network.model, layer), _weight(network.model, reader), _weight(compressed.model, reader)]
         _rows(canvas, weights[0], weights[2], f"before: {layer}")
-        counts = [float(weight.size) for weight in weights]
+        counts = [weight.size / 1000 for weight in weights]
         axes = Axes(canvas, (0, 3), (0, 1.15 * max(counts)))
-        axes.titled("weights", f"{layer}, {reader}, the one in their place", "weights", x_ticks=False)
+        axes.titled("weights", f"{layer}, {reader}, the one in their place", "thousand weights", x_ticks=False)
         axes.bars(counts, [BEFORE, BEFORE, AFTER])
         return canvas, _figures(network, compressed)
 
