@@ -4,6 +4,7 @@
 # make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime;
 #             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime)
 # make bench-search  methods of search on frozen problems, 10 seeds: runs/bench-search.json and .html
+# make bench-lottery  lottery tickets of LeNet-300-100 and their controls, three seeds: runs/lottery and docs/lottery.svg
 # make papers  published figures on MNIST beside ours, into docs/results.md (about an hour; what is done is not done again)
 # make gallery  what each technique does to real weights: docs/gallery.md and its pictures (two minutes)
 # make coverage  which compressions work on which real networks: runs/coverage.json and docs/coverage.md; finished cells are kept
@@ -12,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search papers gallery coverage clean
+.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-lottery papers gallery coverage clean
 
 setup: .venv/.ready
 
@@ -45,6 +46,9 @@ bench-own-kernels: setup
 
 bench-search: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.tabular --json runs/bench-search.json --html runs/bench-search.html
+
+bench-lottery: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.lottery --svg docs/lottery.svg
 
 papers: setup
 	@$(BIN)/python -m paretopress.tests.bench.papers

@@ -16,6 +16,7 @@ from .data import DataSet
 from .supernet import Supernet
 from .training.gradual import PruneSchedule
 from .training.loop import Recipe
+from .untrained import Untrained
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Workbench:
         What networks of other shapes are cut out of, where the shape is searched.
     teachers
         What candidates learn from; the dense network where there are none.
+    untrained
+        How the dense network began, where controls are trained.
     """
 
     model: nn.Module
@@ -97,6 +100,7 @@ class Workbench:
     threads: int = 1
     supernet: Supernet | None = None
     teachers: tuple[nn.Module, ...] = ()
+    untrained: Untrained | None = None
 
     def of_shape(self, shape: Mapping[str, Scalar]) -> Workbench:
         """The same for the network of a shape: cut out of the supernet, with the dense network for a teacher.

@@ -11,6 +11,7 @@ import torch
 
 from ..policies.policy import Policy
 from .candidate import CandidateEvaluator
+from .controls import FIDELITY, control
 from .pool import Job
 from .torchvision_guard import import_torchvision
 from .workbench import Workbench
@@ -77,4 +78,6 @@ class CandidateWorker:
                 return evaluator.tune(policy, int(job.payload["seed"]))
             case "recover":
                 return evaluator.recover(policy, int(job.payload["seed"]))
+            case rung if rung.startswith(FIDELITY):
+                return control(evaluator, rung, policy, job.payload)
         raise AssertionError(f"no rung is called {job.fidelity}")

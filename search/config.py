@@ -13,6 +13,7 @@ from ..policies.architectures import SHAPED
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
+from .sections.controls import ControlsConfig
 from .sections.network import DataConfig, ModelConfig
 from .sections.search import LatencyConfig, PoolConfig, SearchConfig, StorageConfig
 from .sections.space import SpaceConfig
@@ -33,6 +34,7 @@ class Config(Section):
     space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    controls: ControlsConfig = ControlsConfig()
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
@@ -61,6 +63,13 @@ class Config(Section):
             raise ValueError(
                 f"space.shape: expected model.name to be family: and one of {', '.join(SHAPED)}; got '{self.model.name}'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_train_controls(self) -> Config:
+        complaint = self.controls.complaint(self.model, self.quality)
+        if complaint is not None:
+            raise ValueError(complaint)
         return self
 
     @property

@@ -13,6 +13,7 @@ from ..evaluators.pool import InProcessPool, Pool
 from ..evaluators.ray_pool import RayPool
 from ..evaluators.worker import CandidateFactory
 from ..policies.files import write_bytes, write_text
+from .controls import Controls
 from .dispatch import Dispatcher, KeepArtefacts
 from .finals import Finals
 from .front import FrontData
@@ -44,6 +45,9 @@ def run_stages(session: Session) -> FrontData:
     for member in found:
         write_text(session.run.policy(member.id), member.policy.to_yaml())
     found.write(session.run.front)
+    if session.config.controls.which:
+        found = Controls(session, dispatching).of(found)
+        found.write(session.run.front)
     return found
 
 

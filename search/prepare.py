@@ -38,6 +38,9 @@ from .sections.space import SpaceConfig
 from .shaping import given_space, make_supernet, shape_space
 
 Say = Callable[[str], None]
+OWN_MODEL = "python.object:model"
+OWN_DATA = "python.object:data"
+"""Names in the configuration of what the caller of the Python interface hands over."""
 
 
 @dataclass(frozen=True)
