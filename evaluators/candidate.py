@@ -231,6 +231,25 @@ class CandidateEvaluator:
             "artefacts": {"model.onnx": best.onnx, "model.press": best.press},
         }
 
+    def fine_tune(self, model: nn.Module, seed: int) -> None:
+        """Train in place as finalists are; nothing where no recovery is asked for."""
+        if self.bench.settings.recovery.epochs:
+            self._train(model, self.bench.settings.recovery, seed, self.bench.data, UNKEPT)
+
+    def validated(self, compressed: CompressedModel, watch: Stopwatch) -> dict[str, Any]:
+        """A network that was made elsewhere: its files, and their error on all validation pictures; nothing is timed."""
+        candidate = self._package(compressed, watch)
+        validation = self.bench.data.validation
+        with watch("forward"):
+            error = self._error(candidate.onnx, validation)
+        interval = bounds("error_ci95", error_interval(error, len(validation)))
+        sizes = {"stored_bytes": float(len(candidate.press)), "onnx_bytes": float(len(candidate.onnx))}
+        return {
+            "metrics": {"error_pct": error, **interval, **sizes},
+            "seconds": watch.seconds,
+            "artefacts": {"model.onnx": candidate.onnx, "model.press": candidate.press},
+        }
+
     def _tuned(
         self,
         policy: Policy,

@@ -18,6 +18,7 @@ from .training.gradual import PruneSchedule
 from .training.hints import Hint
 from .training.loop import Recipe
 from .training.methods import Method
+from .untrained import Untrained
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Workbench:
         What networks of other shapes are cut out of, where the shape is searched.
     teachers
         What candidates learn from; the dense network where there are none.
+    untrained
+        How the dense network began, where controls are trained.
     """
 
     model: nn.Module
@@ -111,6 +114,7 @@ class Workbench:
     threads: int = 1
     supernet: Supernet | None = None
     teachers: tuple[nn.Module, ...] = ()
+    untrained: Untrained | None = None
 
     def of_shape(self, shape: Mapping[str, Scalar]) -> Workbench:
         """The same for the network of a shape: cut out of the supernet, with the dense network for a teacher.

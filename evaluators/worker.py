@@ -10,6 +10,7 @@ import torch
 
 from ..policies.policy import Policy
 from .candidate import CandidateEvaluator
+from .controls import FIDELITY, control
 from .learning import learn_architecture
 from .pool import Job
 from .torchvision_guard import Guard
@@ -71,4 +72,6 @@ class CandidateWorker:
                 return evaluator.tune(policy, int(job.payload["seed"]))
             case "recover":
                 return evaluator.recover(policy, int(job.payload["seed"]), self.checkpoints)
+            case rung if rung.startswith(FIDELITY):
+                return control(evaluator, rung, policy, job.payload)
         raise AssertionError(f"no rung is called {job.fidelity}")

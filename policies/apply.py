@@ -82,6 +82,7 @@ def apply_plan(
     model: nn.Module,
     calibration: Tensor,
     energies: Mapping[str, Tensor] | None = None,
+    importance: Importance | None = None,
 ) -> CompressedModel:
     """Carry a plan out on a copy of the network.
 
@@ -91,6 +92,8 @@ def apply_plan(
         Input of the network (N, C, H, W), for batch-norm statistics, and for activation ranges and Hessians of layers.
     energies
         ``input_energies`` of the network, where the caller keeps them; measured on the calibration pictures otherwise.
+    importance
+        What decides which channels go, where that is not to be the network's own.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def apply_plan(
         Where a technique fails on the actual weights.
     """
     model = copy.deepcopy(model).eval()
-    importance = Importance(model, graph.groups, calibration[:STATISTICS_BATCH], energies)
+    importance = importance or Importance(model, graph.groups, calibration[:STATISTICS_BATCH], energies)
     groups = {group.root: group for group in graph.groups}
     choices = {
         root: importance.choose(groups[root], step.chosen_by, step.keep(groups[root].channels))

@@ -13,6 +13,7 @@ from ..policies.architectures import SHAPED
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
+from .sections.controls import ControlsConfig
 from .sections.exits import ExitsConfig
 from .sections.network import DataConfig, ModelConfig
 from .sections.search import LatencyConfig, PoolConfig, SearchConfig, StorageConfig
@@ -35,6 +36,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     exits: ExitsConfig = ExitsConfig()
+    controls: ControlsConfig = ControlsConfig()
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
@@ -88,6 +90,13 @@ class Config(Section):
                 "recovery.scheduler: compares finalists by their error alone; expected search.objectives to be [error],"
                 f" got [{', '.join(self.search.objectives)}]"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_train_controls(self) -> Config:
+        complaint = self.controls.complaint(self.model, self.quality)
+        if complaint is not None:
+            raise ValueError(complaint)
         return self
 
     @property

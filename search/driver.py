@@ -16,6 +16,7 @@ from ..evaluators.tune import Scheduler, TunePool
 from ..evaluators.worker import CandidateFactory
 from ..policies.files import write_bytes, write_text
 from .banking import Banking
+from .controls import Controls
 from .dispatch import Dispatcher, KeepArtefacts
 from .finals import Finals
 from .front import FrontData
@@ -57,6 +58,9 @@ def run_stages(session: Session) -> FrontData:
     for member in found:
         write_text(session.run.policy(member.id), member.policy.to_yaml())
     found.write(session.run.front)
+    if session.config.controls.which:
+        found = Controls(session, dispatching).of(found)
+        found.write(session.run.front)
     return found
 
 

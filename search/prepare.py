@@ -41,6 +41,9 @@ from .teachers import known_by, learned, read_teachers, settled_hint
 from .trainings import train_network
 
 Say = Callable[[str], None]
+OWN_MODEL = "python.object:model"
+OWN_DATA = "python.object:data"
+"""Names in the configuration of what the caller of the Python interface hands over."""
 
 
 @dataclass(frozen=True)
