@@ -8,6 +8,7 @@ from typing import Any
 from ..policies.export.onnx import export_onnx
 from .accuracy import error_interval
 from .candidate import Stopwatch, bounds, dense_counts, file_error
+from .training.checkpoints import UNKEPT, Checkpoints
 from .training.ensemble import as_one
 from .training.learned import Learning, learn
 from .training.methods import make_teaching
@@ -18,7 +19,9 @@ WIDTH = "neurons_left/"
 """Metrics of this name, one a group of channels, say how many are left; the group's root follows."""
 
 
-def learn_architecture(bench: Workbench, learning: Learning, seed: int, halvings: int = 0) -> dict[str, Any]:
+def learn_architecture(
+    bench: Workbench, learning: Learning, seed: int, halvings: int = 0, checkpoints: Checkpoints = UNKEPT
+) -> dict[str, Any]:
     """Learn one architecture from the dense network, with the teachers that recoveries have.
 
     Figures are those of the network that the training left, exported, on all validation pictures; its policy is a file beside
@@ -28,6 +31,8 @@ def learn_architecture(bench: Workbench, learning: Learning, seed: int, halvings
     ----------
     halvings
         How often the batch is halved, for a training that ran out of memory.
+    checkpoints
+        Where a training that may be killed keeps its state.
 
     Raises
     ------
@@ -39,7 +44,16 @@ def learn_architecture(bench: Workbench, learning: Learning, seed: int, halvings
     teaching = make_teaching(settings.teach, settings.temperature, settings.teacher_weight, settings.hint)
     loss = teaching.loss(as_one(bench.teachers or (bench.model,)), recipe.label_smoothing)
     with watch("train"):
-        found = learn(bench.model, bench.graph, bench.data, replace(learning, recipe=recipe), seed=seed, loss=loss)
+        found = learn(
+            bench.model,
+            bench.graph,
+            bench.data,
+            replace(learning, recipe=recipe),
+            seed=seed,
+            loss=loss,
+            checkpoint=checkpoints.of(0),
+            on_epoch=lambda epoch, mean: checkpoints.heard(epoch, {"loss": mean}),
+        )
     example = bench.data.preprocess(bench.data.calibration.images[:1])
     with watch("export"):
         onnx = export_onnx(found.model, example, calibration=None)

@@ -18,6 +18,7 @@ from .training.gradual import PruneSchedule
 from .training.hints import Hint
 from .training.loop import Recipe
 from .training.methods import Method
+from .untrained import Untrained
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Settings:
         How finalists learn from the teachers.
     hint
         Which inner layers do, where ``teach`` is ``hints``.
+    compact
+        Whether stored files leave out what the network and the policy tell, and scales are folded into batch norms.
+    vector_bits
+        Significant bits of stored biases and batch norms.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -71,6 +76,8 @@ class Settings:
     coder: Coder = field(default="ans", repr=False)
     teach: Method = field(default="soft", repr=False)
     hint: Hint | None = field(default=None, repr=False)
+    compact: bool = field(default=False, repr=False)
+    vector_bits: int = field(default=8, repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ class Workbench:
         What networks of other shapes are cut out of, where the shape is searched.
     teachers
         What candidates learn from; the dense network where there are none.
+    untrained
+        How the dense network began, where controls are trained.
     """
 
     model: nn.Module
@@ -105,6 +114,7 @@ class Workbench:
     threads: int = 1
     supernet: Supernet | None = None
     teachers: tuple[nn.Module, ...] = ()
+    untrained: Untrained | None = None
 
     def of_shape(self, shape: Mapping[str, Scalar]) -> Workbench:
         """The same for the network of a shape: cut out of the supernet, with the dense network for a teacher.

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
 from .collapsing import collapse
+from .compact import named
 from .copying import put_in_place
 from .dead import drop_dead_channels, drop_some
 from .errors import CandidateError, FormatError
@@ -26,6 +27,7 @@ from .forms import (
     plain,
     set_binary_input,
     set_input_range,
+    significant,
     stored_weight,
     weighted_modules,
 )
@@ -80,6 +82,7 @@ def apply_plan(
     model: nn.Module,
     calibration: Tensor,
     energies: Mapping[str, Tensor] | None = None,
+    importance: Importance | None = None,
 ) -> CompressedModel:
     """Carry a plan out on a copy of the network.
 
@@ -89,6 +92,8 @@ def apply_plan(
         Input of the network (N, C, H, W), for batch-norm statistics, and for activation ranges and Hessians of layers.
     energies
         ``input_energies`` of the network, where the caller keeps them; measured on the calibration pictures otherwise.
+    importance
+        What decides which channels go, where that is not to be the network's own.
 
     Raises
     ------
@@ -96,7 +101,7 @@ def apply_plan(
         Where a technique fails on the actual weights.
     """
     model = copy.deepcopy(model).eval()
-    importance = Importance(model, graph.groups, calibration[:STATISTICS_BATCH], energies)
+    importance = importance or Importance(model, graph.groups, calibration[:STATISTICS_BATCH], energies)
     groups = {group.root: group for group in graph.groups}
     choices = {
         root: importance.choose(groups[root], step.chosen_by, step.keep(groups[root].channels))
@@ -144,6 +149,7 @@ def restore(
                 for _, weighted in weighted_modules(module):
                     set_binary_input(weighted)
         put_in_place(model, layer.layer.name, module)
+    tensors = named(tensors, list(_stored_names(model)), model)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     counts = {root: len(state[f"{root}.weight"]) for root in plan.dead if f"{root}.weight" in state}
     drop_some(model, [group for group in graph.groups if group.root in plan.dead], counts)
@@ -212,10 +218,11 @@ def quantize_layers(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
     _quantize(plan, model.eval(), calibration, False)
 
 
-def round_vectors(model: nn.Module) -> None:
-    """Give biases and the batch norms' factors the 8 significant bits of bfloat16: stored, they take a third of the bytes.
+def round_vectors(model: nn.Module, bits: int = 8) -> None:
+    """Give biases and the batch norms' factors so many significant bits: with the 8 of bfloat16 they take a third of the bytes.
 
-    The relative error is 2^-9 at most. The tensors are new ones, since the network may share its old ones with another.
+    The relative error is 2^-(bits + 1) at most. The tensors are new ones, since the network may share its old ones with
+    another.
     """
     for place, module in model.named_modules():
         # A codebook is a vector too; its precision is what was asked for.
@@ -223,7 +230,7 @@ def round_vectors(model: nn.Module) -> None:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
-                rounded = parameter.detach().bfloat16().float()
+                rounded = significant(parameter.detach(), bits)
                 setattr(module, name, nn.Parameter(rounded, requires_grad=parameter.requires_grad))
 
 
@@ -367,16 +374,27 @@ def _fits(x: Tensor, held: list[Tensor]) -> bool:
 
 def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:
     for name, module in model.named_modules():
-        # The tensors of a form belong to the layer's weight.
-        if ".parametrizations" in f".{name}":
-            continue
-        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        if isinstance(module, WEIGHTED):
-            yield _joined(name, "weight"), stored_weight(module)
-            own = {leaf: value for leaf, value in own.items() if leaf not in ("weight", *INPUT_RANGE)}
-        for leaf, value in own.items():
-            if leaf != "num_batches_tracked" and leaf not in module._non_persistent_buffers_set:
-                yield _joined(name, leaf), DenseTensor(value.detach().contiguous().numpy().copy())
+        for leaf in _stored_leaves(name, module):
+            if leaf == "weight" and isinstance(module, WEIGHTED):
+                yield _joined(name, leaf), stored_weight(module)
+            else:
+                yield _joined(name, leaf), DenseTensor(getattr(module, leaf).detach().contiguous().numpy().copy())
+
+
+def _stored_names(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        yield from (_joined(name, leaf) for leaf in _stored_leaves(name, module))
+
+
+def _stored_leaves(name: str, module: nn.Module) -> list[str]:
+    """A module's own tensors that inference needs; a layer's weight comes first."""
+    # The tensors of a form belong to the layer's weight.
+    if ".parametrizations" in f".{name}":
+        return []
+    own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    first = ["weight"] if isinstance(module, WEIGHTED) else []
+    left_out = {*first, "num_batches_tracked", *module._non_persistent_buffers_set, *(INPUT_RANGE if first else ())}
+    return first + [leaf for leaf in own if leaf not in left_out]
 
 
 def _joined(name: str, leaf: str) -> str:

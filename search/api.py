@@ -28,16 +28,13 @@ from .early_exits import ExitsFound, find_exits
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
-from .prepare import Given, Prepared, data_options, dense_network, network_for, prepare, read_data
+from .prepare import OWN_DATA, OWN_MODEL, Given, Prepared, data_options, dense_network, network_for, prepare, read_data
 from .profiling import run_profile
 from .progress import Listener, Silence
 from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
 from .summary import note_classes, note_layers, write_report
-
-OWN_MODEL = "python.object:model"
-OWN_DATA = "python.object:data"
 
 
 def search(
@@ -299,6 +296,11 @@ class Candidate:
     def metrics(self) -> Mapping[str, Any]:
         """What was measured."""
         return self.member.metrics
+
+    @property
+    def controls(self) -> Mapping[str, Mapping[str, Any]]:
+        """What its controls came to, by their names; none where none were asked for or none applies."""
+        return self.member.controls
 
     def export(self, path: str | Path, to: str | None = None) -> Path:
         """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says."""

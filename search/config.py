@@ -13,6 +13,7 @@ from ..policies.architectures import SHAPED
 from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
+from .sections.controls import ControlsConfig
 from .sections.exits import ExitsConfig
 from .sections.network import DataConfig, ModelConfig
 from .sections.search import LatencyConfig, PoolConfig, SearchConfig, StorageConfig
@@ -35,6 +36,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     exits: ExitsConfig = ExitsConfig()
+    controls: ControlsConfig = ControlsConfig()
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
@@ -72,6 +74,29 @@ class Config(Section):
             raise ValueError(
                 f"space.shape: expected model.name to be family: and one of {', '.join(SHAPED)}; got '{self.model.name}'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_train_there(self) -> Config:
+        if self.pool.train == "tune" and self.pool.kind != "ray":
+            raise ValueError(f"pool.train: expected pool.kind to be ray for tune; got '{self.pool.kind}'")
+        if self.recovery.scheduler == "none":
+            return self
+        if self.pool.train != "tune":
+            raise ValueError(f"recovery.scheduler: expected pool.train to be tune; got '{self.pool.train}'")
+        # Stopped by their error, small candidates would lose to large ones of which the front has enough.
+        if self.search.objectives != ("error",):
+            raise ValueError(
+                "recovery.scheduler: compares finalists by their error alone; expected search.objectives to be [error],"
+                f" got [{', '.join(self.search.objectives)}]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_train_controls(self) -> Config:
+        complaint = self.controls.complaint(self.model, self.quality)
+        if complaint is not None:
+            raise ValueError(complaint)
         return self
 
     @property

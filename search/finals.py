@@ -20,7 +20,6 @@ from .intervals import with_intervals
 from .ledger import Evaluation
 from .pareto import front as front_of
 from .promotion import promote
-from .rundir import sha256
 from .session import DENSE, Session, nothing_left, total
 
 TRIED_FOR_ONE = 4
@@ -83,20 +82,13 @@ class Finals:
         for policy in finalists:
             key = self.session.key(policy, "recover")
             row = self.session.ledger.register(key, policy.to_json(), "finalist", {})
-            if row.state == "done" and not self._intact(row):
+            if row.state == "done" and not self.session.run.holds(policy.id, row.artefacts):
                 self.session.ledger.reopen(key, "its files are missing or damaged")
             wanted.append((key, {"seed": key.seed}))
         done = iter(range(1, len(wanted) + 1))
         dispatcher.on_done = lambda _: self.session.show("recover", next(done), len(wanted))
         self.session.listener.say(f"recovering and exporting {len(wanted)} finalists")
         dispatcher.run(wanted)
-
-    def _intact(self, row: Evaluation) -> bool:
-        for name, digest in row.artefacts.items():
-            path = self.session.run.artefact(row.key.policy_hash[:12], name)
-            if not path.is_file() or sha256(path.read_bytes()) != digest:
-                return False
-        return True
 
     def test(self, finalists: Sequence[Policy]) -> None:
         """Measure each exported file on the test split and time it; nothing else may run beside it."""

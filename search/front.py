@@ -48,6 +48,8 @@ class Member:
         Metric -> how far above its bound, as a share of it.
     rung
         Where it was measured.
+    controls
+        Control -> its figures (``error_pct`` on the test split), or ``failed`` with the reason.
     """
 
     id: str
@@ -56,8 +58,10 @@ class Member:
     metrics: Mapping[str, Any]
     misses: Mapping[str, float] = field(default_factory=dict)
     rung: str = "final"
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
+        controls = {"controls": {name: dict(figures) for name, figures in self.controls.items()}}
         return {
             "id": self.id,
             "policy": self.policy.as_dict(),
@@ -65,6 +69,7 @@ class Member:
             "rung": self.rung,
             "misses": dict(self.misses),
             "metrics": dict(self.metrics),
+            **(controls if self.controls else {}),
         }
 
 
@@ -164,10 +169,7 @@ class FrontData:
         """
         content = read_json(path)
         try:
-            members = tuple(
-                Member(e["id"], Policy.from_dict(e["policy"]), e["feasible"], e["metrics"], e["misses"], e["rung"])
-                for e in content["front"]
-            )
+            members = tuple(_member(entry) for entry in content["front"])
             return cls(content["baseline"], content["budgets"], tuple(content["objectives"]), members)
         except (KeyError, TypeError) as error:
             raise RunDirectoryError(
@@ -192,6 +194,11 @@ def scaled_values(metrics: Sequence[Mapping[str, Any]], objectives: Sequence[str
 def violations(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str, float]:
     """Metric -> share above its bound, for the bounds that are passed."""
     return {limit.metric: v for limit in limits if (v := limit.violation(metrics)) > 0}
+
+
+def _member(entry: Mapping[str, Any]) -> Member:
+    policy, controls = Policy.from_dict(entry["policy"]), entry.get("controls", {})
+    return Member(entry["id"], policy, entry["feasible"], entry["metrics"], entry["misses"], entry["rung"], controls)
 
 
 def _number(text: str) -> float:

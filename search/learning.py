@@ -38,11 +38,17 @@ class LearningStage:
         learnings = self.session.config.space.learned.learnings()
         if not learnings:
             return
-        self.session.listener.say(f"learning {len(learnings)} architectures")
-        self._learn(dispatcher, learnings)
+        self.learn(dispatcher)
         self._screen(dispatcher, {learning: found for learning in learnings if (found := self._policy(learning))})
 
+    def learn(self, dispatcher: Dispatcher) -> None:
+        """The trainings alone; those that are recorded are not made again."""
+        learnings = self.session.config.space.learned.learnings()
+        if learnings:
+            self._learn(dispatcher, learnings)
+
     def _learn(self, dispatcher: Dispatcher, learnings: Sequence[Learning]) -> None:
+        self.session.listener.say(f"learning {len(learnings)} architectures")
         told = {self._key(learning): learning for learning in learnings}
         for key, learning in told.items():
             row = self.session.ledger.register(key, DENSE.to_json(), ORIGIN, _knobs(learning))

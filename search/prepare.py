@@ -18,9 +18,11 @@ from ..evaluators.candidate import dense_counts, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
-from ..evaluators.models import build_model, load_weights, save_weights
+from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.supernet import Supernet
+from ..evaluators.training.checkpoints import OnEpoch
+from ..evaluators.training.task import TrainingTask
 from ..evaluators.workbench import Settings, Workbench
 from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import encode
@@ -36,8 +38,12 @@ from .rundir import RunDirectory
 from .sections.space import SpaceConfig
 from .shaping import given_space, make_supernet, shape_space
 from .teachers import known_by, learned, read_teachers, settled_hint
+from .trainings import train_network
 
 Say = Callable[[str], None]
+OWN_MODEL = "python.object:model"
+OWN_DATA = "python.object:data"
+"""Names in the configuration of what the caller of the Python interface hands over."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,10 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
     settings = replace(_settings(config), hint=hint)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
-    coder = "" if settings.coder == "ans" else settings.coder
+    stored = _stored_otherwise(settings)
     space, supernet, held = _space(config, data, model, graph, run, say)
     taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
-    known = f"{data.digest()}{_weights_digest(model)}{settings}{coder}{taught}{held}"
+    known = f"{data.digest()}{_weights_digest(model)}{settings}{stored}{taught}{held}"
     context = hashlib.sha256(known.encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
@@ -168,19 +174,14 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
     elif run.weights.is_file():
         load_weights(model, str(run.weights))
     elif section.train is not None:
-        recipe = section.train.recipe()
+        recipe, seed = section.train, config.seed
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
-        checkpoint = run.path / "training.safetensors"
-        learned(
-            model,
-            data,
-            section.train,
-            seed=config.seed,
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
-        )
-        save_weights(model, run.weights)
-        checkpoint.unlink(missing_ok=True)
+
+        def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
+            learned(model, data, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
+
+        task = TrainingTask(model, carry_out, recipe.epochs)
+        train_network(task, run.weights, run.path / "training.safetensors", config.pool, run, say)
     return model
 
 
@@ -323,7 +324,15 @@ def _settings(config: Config) -> Settings:
         seed=config.seed,
         coder=config.storage.coder,
         teach=config.recovery.teach,
+        compact=config.storage.compact,
+        vector_bits=config.storage.vector_bits,
     )
+
+
+def _stored_otherwise(settings: Settings) -> str:
+    """How files are stored, where it is not as it always was: older results keep their identity."""
+    coder = "" if settings.coder == "ans" else settings.coder
+    return f"{coder}{' compact' * settings.compact}{f' {settings.vector_bits}' * (settings.vector_bits != 8)}"
 
 
 def _workers(config: Config) -> tuple[int, int]:

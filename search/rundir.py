@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -80,6 +81,16 @@ class RunDirectory:
         return self.path / "supernet.safetensors"
 
     @property
+    def trials(self) -> Path:
+        """What trainings keep while they run as trials."""
+        return self.path / "trials"
+
+    @property
+    def early(self) -> Path:
+        """The dense network's weights after the epochs that controls rewind to."""
+        return self.path / "early.safetensors"
+
+    @property
     def reference(self) -> Path:
         """The dense network as ONNX."""
         return self.path / "reference.onnx"
@@ -94,6 +105,11 @@ class RunDirectory:
 
     def artefact(self, identity: str, name: str) -> Path:
         return self.path / "artefacts" / identity / name
+
+    def holds(self, identity: str, artefacts: Mapping[str, str]) -> bool:
+        """Whether a policy's files are there, by name and SHA-256."""
+        files = [(self.artefact(identity, name), digest) for name, digest in artefacts.items()]
+        return all(path.is_file() and sha256(path.read_bytes()) == digest for path, digest in files)
 
 
 def open_run(path: Path, config: Config) -> RunDirectory:

@@ -51,6 +51,9 @@ def distillation(teacher: nn.Module, temperature: float, teacher_weight: float, 
     """
     teacher = copy.deepcopy(teacher).eval()
 
+    def of_labels(_: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
     def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             target = softened(teacher, x, temperature)
@@ -60,4 +63,5 @@ def distillation(teacher: nn.Module, temperature: float, teacher_weight: float, 
         hard = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         return (1 - teacher_weight) * hard + teacher_weight * temperature**2 * soft
 
-    return loss
+    # A teacher without a say need not be run.
+    return loss if teacher_weight else of_labels

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...policies.branches import Nothing
-from ...policies.errors import CandidateError
+from ...policies.errors import CandidateError, ModelError
 from ..data import DataSet
 from .distillation import SoftTargets
 from .ensemble import members
@@ -72,11 +72,12 @@ class Hints:
         return self.soft.loss(teacher, label_smoothing)
 
     def stages(self, student: nn.Module, teacher: nn.Module, data: DataSet, recipe: Recipe) -> tuple[Stage, ...]:
-        if not _has(student, self.hint.student):
+        guide = copy.deepcopy(members(teacher)[0]).eval()
+        examples = _examples(student, guide, self.hint, data)
+        if examples is None:
             return self.soft.stages(student, teacher, data, recipe)
         (early, first), (late, second) = _divided(data, recipe, self.hint.share)
-        guide = copy.deepcopy(members(teacher)[0]).eval()
-        came, hint = _examples(student, guide, self.hint, data)
+        came, hint = examples
         regressor = fitted_regressor(came, hint)
         scale = float(hint.square().mean().clamp_min(torch.finfo(hint.dtype).tiny))
         guided = Guided(student, self.hint.student, regressor)
@@ -180,20 +181,24 @@ def _rows(values: Tensor) -> Tensor:
     return values.movedim(1, -1).reshape(-1, values.shape[1]).double()
 
 
-def _examples(student: nn.Module, guide: nn.Module, hint: Hint, data: DataSet) -> tuple[Tensor, Tensor]:
-    """What both layers compute of some calibration pictures."""
+def _examples(student: nn.Module, guide: nn.Module, hint: Hint, data: DataSet) -> tuple[Tensor, Tensor] | None:
+    """What both layers compute of some calibration pictures; ``None`` where the student has lost its own.
+
+    A branch that was dropped leaves a zero behind, and a network of another shape may have something else by that name.
+    """
     student = copy.deepcopy(student).eval()
+    layer = dict(student.named_modules()).get(hint.student)
+    if layer is None or isinstance(layer, Nothing):
+        return None
     with torch.no_grad():
         one = output_of(guide, hint.guide, data.preprocess(data.calibration.images[:1]))
-        count = max(1, ROWS // max(1, one[0, 0].numel()))
-        x = data.preprocess(data.calibration.images[:count])
-        return output_of(student, hint.student, x), output_of(guide, hint.guide, x)
-
-
-def _has(student: nn.Module, layer: str) -> bool:
-    """Whether the layer is there still, and not dropped with its branch."""
-    found = dict(student.named_modules()).get(layer)
-    return found is not None and not isinstance(found, Nothing)
+        x = data.preprocess(data.calibration.images[: max(1, ROWS // max(1, one[0, 0].numel()))])
+        try:
+            came = output_of(student, hint.student, x)
+        except ModelError:
+            return None
+        wanted: Tensor = output_of(guide, hint.guide, x)
+    return (came, wanted) if isinstance(came, Tensor) and came.ndim == wanted.ndim else None
 
 
 def _divided(data: DataSet, recipe: Recipe, share: float) -> tuple[tuple[DataSet, Recipe], tuple[DataSet, Recipe]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 from torch import Tensor, nn
@@ -83,8 +84,12 @@ def learn(
     *,
     seed: int,
     loss: Loss | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> Learned:
     """Train a copy of the dense network with switches on its neurons, and remove what they switch off.
+
+    A checkpoint and ``on_epoch`` work as in ``loop.train``; the switches are part of what is kept.
 
     Raises
     ------
@@ -96,7 +101,16 @@ def learn(
     speed = max(1.0, CROSSINGS / (MEAN_RATE * learning.recipe.lr * steps))
     gates = put_gates(network, graph, learning.kind, learning.penalty.layers > 0, speed)
     recipe = replace(learning.recipe, penalties=(*learning.recipe.penalties, learning.penalty))
-    train(network.requires_grad_(True), data, recipe, seed=seed, loss=loss, on_step=gates.clip)
+    train(
+        network.requires_grad_(True),
+        data,
+        recipe,
+        seed=seed,
+        loss=loss,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+        on_step=gates.clip,
+    )
     return settled(network, graph, gates, data.preprocess(data.train.images[:1]), learning)
 
 

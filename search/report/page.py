@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from ...policies.coding.stream import PARTS
 from . import facts
+from .controls import control_columns, control_rows
 from .data import ReportData, chosen
 from .figures import front_figures, front_series
 from .hover import hover_texts
@@ -41,6 +42,8 @@ def render(data: ReportData) -> str:
         rows=facts.table_rows(data),
         dense=[facts.cell(data, {"latency_ratio": 1.0, **data.baseline}, metric) for metric in facts.COLUMNS],
         columns=[(metric, metric_title(metric, data.quality)) for metric in facts.COLUMNS],
+        controls=control_rows(data),
+        control_columns=control_columns(data),
         part_names=PARTS,
         shapes={e["id"]: shape_text(e["policy"]["shape"]) for e in data.front if e["policy"].get("shape")},
         layers=[

@@ -120,10 +120,15 @@ class RecoveryConfig(TrainConfig):
     prune_schedule: Literal["gradual", "iterative", "surgery"] = Field(
         "gradual",
         description="how they do: along a cubic, and those that matter come back (1710.01878); in rounds of pruning and"
-        " training (1506.02626); or all from the start, and masked weights that grow are spliced in again (1608.04493)",
+        " training (1506.02626); or along the cubic, and masked weights learn on until they are spliced in (1608.04493)",
     )
     tryout: Share = Field(
         0.1,
         description="share of the training pictures on which four times as many candidates as there are finalists are"
         " trained once, before the finalists are chosen; 0: not at all",
+    )
+    scheduler: Literal["none", "asha"] = Field(
+        "none",
+        description="asha: the worse half of the finalists is stopped at 1, 2, 4, ... epochs, by validation error"
+        " (1810.05934); for pool.train tune where error is the one objective",
     )

@@ -194,11 +194,23 @@ def test_of_a_single_epoch_the_pictures_are_divided() -> None:
     assert [stage.recipe.epochs for stage in stages] == [1, 1]
 
 
-def test_a_student_that_lost_the_layer_learns_from_the_outputs_alone() -> None:
-    dropped = network()
-    dropped.conv2 = Nothing("tiny")
-    stages = METHODS["hints"].stages(dropped, network(), data_of(), Recipe(epochs=2))
-    assert [stage.model for stage in stages] == [dropped]
+def lost(how: str) -> nn.Module:
+    """A student without the hinted layer."""
+    student = network()
+    if how == "dropped":
+        student.conv2 = Nothing("tiny")
+    elif how == "not there":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    else:
+        student.conv2 = nn.Sequential(nn.Flatten(), nn.Linear(32 * 64, 10))
+    return student
+
+
+@pytest.mark.parametrize("how", ["dropped", "not there", "of vectors"])
+def test_a_student_that_lost_the_layer_learns_from_the_outputs_alone(how: str) -> None:
+    student = lost(how)
+    stages = METHODS["hints"].stages(student, network(), data_of(), Recipe(epochs=2))
+    assert [stage.model for stage in stages] == [student]
     assert stages[0].recipe.epochs == 2
 
 
@@ -207,7 +219,7 @@ def test_an_ensembles_first_network_gives_the_hint() -> None:
     first = METHODS["hints"].stages(network(), Ensemble(networks), data_of(), Recipe(epochs=2))[0]
     x = torch.randn(4, 1, 8, 8)
     hint = output_of(networks[0], "conv2", x)
-    assert float(first.loss(x, hint, LABELS[:4])) == 0
+    assert float(first.loss(x, hint, LABELS[:4]).detach()) == 0
 
 
 class StoppedError(Exception):

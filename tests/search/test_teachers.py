@@ -10,13 +10,13 @@ import paretopress as pp
 import pytest
 import torch
 from paretopress.evaluators.data import DataSet
-from paretopress.evaluators.models import build_model
+from paretopress.evaluators.models import build_model, save_weights
 from paretopress.evaluators.training.hints import Hint
 from paretopress.evaluators.workbench import Settings
 from paretopress.policies.errors import ConfigError, ModelError
 from paretopress.search import api, prepare
 from paretopress.search.config import make_config
-from paretopress.search.prepare import dense_network, read_data, save_network
+from paretopress.search.prepare import dense_network, read_data
 from paretopress.search.progress import Silence
 from paretopress.search.rundir import RunDirectory
 from paretopress.search.teachers import known_by, learned, read_teachers, settled_hint
@@ -35,7 +35,7 @@ SHOWN_BEFORE = (
 
 
 def written(path: Path, name: str, **arguments: Any) -> Path:
-    save_network(build_model(name, num_classes=10, in_channels=1, seed=7, **arguments), path)
+    save_weights(build_model(name, num_classes=10, in_channels=1, seed=7, **arguments), path)
     return path
 
 
@@ -144,7 +144,7 @@ def test_weights_and_outputs_that_do_not_fit_are_refused_by_number(
     with pytest.raises(ModelError, match=r"recovery\.teachers\.0: family has no network 'plan'"):
         read({**plain, "name": "family:plan"})
     few = tmp_path / "few.safetensors"
-    save_network(build_model("family:plain", num_classes=4, in_channels=1, **PLAIN), few)
+    save_weights(build_model("family:plain", num_classes=4, in_channels=1, **PLAIN), few)
     with pytest.raises(ModelError, match=r"teachers\.0: expected logits \(1, 10\) like .* came \(1, 4\)"):
         read({**plain, "weights": str(few), "num_classes": 4})
     big = written(tmp_path / "lenet5.safetensors", "family:lenet5")
