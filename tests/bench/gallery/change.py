@@ -127,17 +127,20 @@ def stored_bytes(module: nn.Module) -> int:
 def effective_weight(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray:
     """The weight of the one layer that would compute what the module does.
 
-    A factorized layer tells it by its answer to inputs that are 1 in one place; convolutions are of stride 1.
+    A layer of several parts tells it by its answer to inputs that are 1 in one place; convolutions are of stride 1.
     """
     weighted = [layer for _, layer in forms.weighted_modules(module)]
     with torch.no_grad():
-        if len(weighted) == 1:
+        if weighted == [module]:
             return cast(np.ndarray, cast(Tensor, weighted[0].eval().weight).detach().numpy())
         if len(shape) == 2:
             answer = module(torch.eye(shape[1])) - module(torch.zeros(1, shape[1]))
             return cast(np.ndarray, answer.T.numpy())
         _, channels, height, width = shape
-        spikes = torch.zeros(channels, channels, height, width)
-        spikes[range(channels), range(channels), height // 2, width // 2] = 1
+        # As large as an unpadded convolution needs; of a padded one's answer the middle is seen.
+        spikes = torch.zeros(channels, channels, 2 * height - 1, 2 * width - 1)
+        spikes[range(channels), range(channels), height - 1, width - 1] = 1
         answer = module(spikes) - module(torch.zeros_like(spikes))
+        top, left = (answer.shape[2] - height) // 2, (answer.shape[3] - width) // 2
+        answer = answer[:, :, top : top + height, left : left + width]
         return cast(np.ndarray, answer.transpose(0, 1).flip(2, 3).numpy())

@@ -43,6 +43,8 @@ _svd_spatial = partial(Step.of, "svd_spatial")
 _svd_channel = partial(Step.of, "svd_channel", whitening="activations")
 _tucker = partial(Step.of, "tucker2")
 _cp = partial(Step.of, "cp")
+_separable = partial(Step.of, "rewrite_separable")
+_asymmetric = partial(Step.of, "rewrite_asymmetric")
 _circulant = partial(Step.of, "circulant")
 _toeplitz = partial(Step.of, "toeplitz")
 
@@ -87,6 +89,31 @@ EXHIBITS: dict[str, Exhibit] = {
         "Rank 64: 1 x 1, a column, a row and 1 x 1 in place of 3 x 3.",
         _cp(rank=64),
         layers.sizes(_cp(rank=24), _cp(rank=128), _cp(rank=192)),
+    ),
+    "rewrite_asymmetric": _on_conv(
+        "A column of 3 and a row of 3 with all 64 channels between, fitted to the outputs.",
+        _asymmetric(),
+        layers.sizes(*(_asymmetric(width=width) for width in (16, 32, 48, 80))),
+    ),
+    "rewrite_flattened": _on_conv(
+        "For each output a filter across channels, one along columns and one along rows, fitted to the outputs.",
+        Step.of("rewrite_flattened"),
+        layers.outputs,
+    ),
+    "rewrite_pooled": Exhibit(
+        "digits",
+        "The mean over the 4 x 4 positions of each of 64 channels, and a layer on these 64 numbers: a row of 16 weights is one.",
+        on_layer(LINEAR, (Step.of("rewrite_pooled", positions=16),), layers.outputs, (48, 48)),
+    ),
+    "rewrite_separable": _on_conv(
+        "One 3 x 3 filter a channel and a 1 x 1 convolution, fitted to the outputs; other sizes have more filters a channel.",
+        _separable(),
+        layers.sizes(*(_separable(multiplier=filters) for filters in (2, 3, 4, 6))),
+    ),
+    "rewrite_stacked": Exhibit(
+        "lenet",
+        "20 filters of 3 x 3, and 50 of 3 x 3 on those, in place of 50 of 5 x 5 on 20 channels.",
+        on_layer("conv2", (Step.of("rewrite_stacked"),), layers.outputs),
     ),
     "svd": Exhibit(
         "digits",

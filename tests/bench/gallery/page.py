@@ -11,14 +11,15 @@ from .exhibits import EXHIBITS
 from .networks import NETWORKS
 
 COMMAND = "make gallery"
-NAMES = {"resnet": "ResNet-20", "digits": "digits network"}
+NAMES = {"resnet": "ResNet-20", "digits": "digits network", "lenet": "LeNet-5"}
 assert NAMES.keys() == NETWORKS.keys()
 
 INTRODUCTION = f"""# Gallery of techniques
 
-What each technique does to real weights, written by `{COMMAND}` from two trained networks: ResNet-20 with the weights of
-`configs/weights` (its layer `layer3.1.conv1`: 64 filters of 64 x 3 x 3) and the quick start's network for scikit-learn's
-digits (its layer `fc1`: 64 neurons of 1,024 inputs). Nothing is trained afterwards, where the row does not say so.
+What each technique does to real weights, written by `{COMMAND}` from three trained networks: ResNet-20 with the weights of
+`configs/weights` (its layer `layer3.1.conv1`: 64 filters of 64 x 3 x 3), the quick start's network for scikit-learn's
+digits (its layer `fc1`: 64 neurons of 1,024 inputs) and for a kernel of 5 x 5 LeNet-5 on MNIST (its layer `conv2`). Nothing is
+trained afterwards, where the row does not say so.
 
 Matrices have a row for each output and the inputs it reads as columns; a part of them is drawn, orange above zero, blue below.
 *Error* is the difference of the outputs over their size, `|y' - y| / |y|`, on 256 training pictures: of the layer, and of the
