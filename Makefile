@@ -4,6 +4,8 @@
 # make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime;
 #             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime)
 # make bench-search  methods of search on frozen problems, 10 seeds: runs/bench-search.json and .html
+# make bench-fitnets  a thin deep student on MNIST with and without a teacher (1412.6550), a table to stdout; what is done in
+#             runs/fitnets is not done again (half an hour of one core)
 # make bench-lottery  lottery tickets of LeNet-300-100 and their controls, three seeds: runs/lottery and docs/lottery.svg
 # make papers  published figures on MNIST beside ours, into docs/results.md (about an hour; what is done is not done again)
 # make gallery  what each technique does to real weights: docs/gallery.md and its pictures (two minutes)
@@ -13,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-lottery papers gallery coverage clean
+.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-lottery bench-fitnets papers gallery coverage clean
 
 setup: .venv/.ready
 
@@ -46,6 +48,9 @@ bench-own-kernels: setup
 
 bench-search: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.tabular --json runs/bench-search.json --html runs/bench-search.html
+
+bench-fitnets: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.fitnets
 
 bench-lottery: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.lottery --svg docs/lottery.svg

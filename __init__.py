@@ -14,12 +14,22 @@ from .policies.version import VERSION
 if TYPE_CHECKING:
     from .policies.errors import ParetopressError
     from .policies.policy import Policy
-    from .search.api import Candidate, Front, open_front, resume, search
+    from .search.api import Candidate, Front, open_front, resume, search, slimmable
 
 
 __version__ = VERSION
 
-__all__ = ["Candidate", "Front", "ParetopressError", "Policy", "__version__", "open_front", "resume", "search"]
+__all__ = [
+    "Candidate",
+    "Front",
+    "ParetopressError",
+    "Policy",
+    "__version__",
+    "open_front",
+    "resume",
+    "search",
+    "slimmable",
+]
 
 _HOMES = {
     "Candidate": ".search.api",
@@ -28,6 +38,7 @@ _HOMES = {
     "Policy": ".policies.policy",
     "open_front": ".search.api",
     "resume": ".search.api",
+    "slimmable": ".search.api",
     "search": ".search",  # the package itself, which can be called
 }
 

@@ -183,6 +183,8 @@ class Bank:
         CandidateError
             Where a layer cannot be compressed so, or its channels cannot be cut without tracing the network again.
         """
+        if plan.collapsed:
+            raise CandidateError("layers of the bank stand alone; two that become one are compressed with the network")
         cuts = {r: (r, step.keep(self._channels(r)), step.chosen_by) for r, step in plan.channels.items()}
         own = {layer.layer.name: layer.techniques for layer in plan.layers}
         modules: dict[str, nn.Module] = {}
@@ -212,8 +214,8 @@ class Bank:
         return Stitch(modules, variants, rest + sum(size for name, size in sizes.items() if name not in gone), kept)
 
     def can_make(self, plan: Plan) -> bool:
-        """Whether every group that the plan cuts is known by its slots, so that no new trace is needed."""
-        return all(group.slots for group in self._graph.groups if group.root in plan.channels)
+        """Whether every group that the plan cuts is known by its slots, so that no new trace is needed; and all layers stay."""
+        return not plan.collapsed and all(group.slots for group in self._graph.groups if group.root in plan.channels)
 
     def assemble(self, plan: Plan, calibration: Tensor) -> CompressedModel:
         """The candidate as a network of its own: batch norms estimated anew, 8-bit ranges as its activations are.

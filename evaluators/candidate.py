@@ -11,14 +11,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
+from ..policies.compact import brief_policy, numbered
 from ..policies.errors import CandidateError
 from ..policies.export.onnx import export_onnx
 from ..policies.export.tracing import OnnxTracer
+from ..policies.folding import Norms, fold_scales, norms_around, round_scales
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import input_energies
 from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
@@ -37,9 +40,12 @@ from .observe import Observations
 from .runtime import logits, session
 from .stitch import norms_after
 from .stitched import StitchedRung
-from .training.distillation import distillation
+from .training.checkpoints import UNKEPT, Checkpoints, OnEpoch
+from .training.ensemble import as_one
 from .training.gradual import halves, prune_gradually
-from .training.loop import Loss, Recipe, train
+from .training.loop import Recipe
+from .training.methods import make_teaching
+from .training.teaching import Teaching, teach
 from .workbench import Workbench
 
 ONNX_BATCH = 100
@@ -198,10 +204,11 @@ class CandidateEvaluator:
         metrics = self._measure(candidate, error, len(self._screening), watch)
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
-    def recover(self, policy: Policy, seed: int) -> dict[str, Any]:
-        """The last rung: fine-tuned by distillation, the exported file tried on all validation pictures.
+    def recover(self, policy: Policy, seed: int, checkpoints: Checkpoints = UNKEPT) -> dict[str, Any]:
+        """The last rung: fine-tuned with the teachers, the exported file tried on all validation pictures.
 
-        Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0).
+        Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0). With
+        checkpoints, a recovery that was killed is gone on with where it was.
         """
         watch = Stopwatch()
         best = self.build(policy, watch)
@@ -209,7 +216,8 @@ class CandidateEvaluator:
         with watch("forward"):
             error = self._error(best.onnx, validation)
         recovered = False
-        tuned = self._tuned(policy, seed, watch, self.bench.settings.recovery, self.bench.data)
+        recipe, data = self.bench.settings.recovery, self.bench.data
+        tuned = self._tuned(policy, seed, watch, recipe, data, checkpoints)
         if tuned is not None:
             with watch("forward"):
                 tuned_error = self._error(tuned.onnx, validation)
@@ -226,7 +234,7 @@ class CandidateEvaluator:
     def fine_tune(self, model: nn.Module, seed: int) -> None:
         """Train in place as finalists are; nothing where no recovery is asked for."""
         if self.bench.settings.recovery.epochs:
-            self._train(model, self.bench.settings.recovery, seed, self.bench.data)
+            self._train(model, self.bench.settings.recovery, seed, self.bench.data, UNKEPT)
 
     def validated(self, compressed: CompressedModel, watch: Stopwatch) -> dict[str, Any]:
         """A network that was made elsewhere: its files, and their error on all validation pictures; nothing is timed."""
@@ -242,38 +250,55 @@ class CandidateEvaluator:
             "artefacts": {"model.onnx": candidate.onnx, "model.press": candidate.press},
         }
 
-    def _tuned(self, policy: Policy, seed: int, watch: Stopwatch, recipe: Recipe, data: DataSet) -> Candidate | None:
+    def _tuned(
+        self,
+        policy: Policy,
+        seed: int,
+        watch: Stopwatch,
+        recipe: Recipe,
+        data: DataSet,
+        checkpoints: Checkpoints = UNKEPT,
+    ) -> Candidate | None:
         """The candidate after fine-tuning; ``None`` where none is asked for or it diverged."""
         if not recipe.epochs:
             return None
         with watch("train"):
             plan = make_plan(policy, self.bench.graph)
             try:
-                compressed = self._trained(plan, seed, recipe, data)
+                compressed = self._trained(plan, seed, recipe, data, checkpoints)
             except CandidateError:
                 return None
         return self._package(compressed, watch)
 
-    def _trained(self, plan: Plan, seed: int, recipe: Recipe, data: DataSet) -> CompressedModel:
+    def _trained(
+        self, plan: Plan, seed: int, recipe: Recipe, data: DataSet, checkpoints: Checkpoints
+    ) -> CompressedModel:
         targets = {} if recipe.epochs < 2 else _sparsities(plan)
         share = self.bench.settings.prune_share
         if not targets or not share:
             compressed = self._own(self._compress_plan(plan))
-            self._train(compressed.model, recipe, seed, data)
+            self._train(compressed.model, recipe, seed, data, checkpoints)
             return compressed
         first, second = halves(recipe, share)
         # What the Hessian pruned is a good start; by magnitude alone, sparsity has to rise step by step.
         solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
         first_plan = before(plan, Phase.QUANTIZE) if solved else before_rising_sparsity(plan)
         early = self._own(self._compress_plan(first_plan))
-        loss = self._distillation()
-        inner = _inner_targets(early.model, targets)
-        schedule = self.bench.settings.prune_schedule
-        prune_gradually(early.model.requires_grad_(True), inner, data, first, seed=seed, loss=loss, schedule=schedule)
+        prune_gradually(
+            early.model.requires_grad_(True),
+            _inner_targets(early.model, targets),
+            data,
+            first,
+            seed=seed,
+            loss=self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing),
+            schedule=self.bench.settings.prune_schedule,
+            checkpoint=checkpoints.of(0),
+            on_epoch=self._following(early.model, checkpoints, 0),
+        )
         drop_dead(plan, self.bench.graph, early.model, self._example)
         compressed = CompressedModel(early.model, plan)
         quantize_layers(plan, early.model, self._calibration)
-        self._train(compressed.model, second, seed + 1, data)
+        self._train(compressed.model, second, seed + 1, data, checkpoints, first.epochs)
         return compressed
 
     def _own(self, compressed: CompressedModel) -> CompressedModel:
@@ -293,16 +318,26 @@ class CandidateEvaluator:
 
     def _package(self, compressed: CompressedModel, watch: Stopwatch, ranges: Tensor | None = None) -> Candidate:
         with watch("export"):
+            settings, layers = self.bench.settings, compressed.plan.policy.layers
             settle_statistics(compressed.model)
-            if compressed.plan.policy.layers:
-                round_vectors(compressed.model)
+            if layers and settings.compact:
+                round_scales(compressed.model, settings.vector_bits)
+                fold_scales(compressed.model, self._norms)
+            if layers:
+                round_vectors(compressed.model, settings.vector_bits)
             plain = compressed.plain()
             ranges = self._calibration if ranges is None else ranges
             onnx = export_onnx(compressed.model, self._example, calibration=ranges, plain=plain, tracer=self._tracer)
         with watch("encode"):
-            policy, coder = {"policy": compressed.plan.policy.as_dict()}, self.bench.settings.coder
-            press = encode(compressed.stored(), policy, self._memory, coder)
+            press = self._press(compressed)
         return Candidate(compressed, plain, onnx, press)
+
+    def _press(self, compressed: CompressedModel) -> bytes:
+        settings, policy, tensors = self.bench.settings, compressed.plan.policy, compressed.stored()
+        if not settings.compact:
+            return encode(tensors, {"policy": policy.as_dict()}, self._memory, settings.coder)
+        brief = {"policy": brief_policy(policy, list(self.bench.graph.layers))}
+        return encode(numbered(tensors, compressed.model), brief, None, settings.coder, compact=True)
 
     def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
         interval = bounds("error_ci95", error_interval(error, pictures))
@@ -332,14 +367,35 @@ class CandidateEvaluator:
             self._profiles[shape] = candidate.profiled(self._example)
         return replace(self._profiles[shape], params=nonzero_parameters(candidate.plain))
 
-    def _train(self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet) -> None:
-        # A dense network that is handed over frozen is recovered like any other.
-        train(model.requires_grad_(True), data, recipe, seed=seed, loss=self._distillation())
+    def _train(
+        self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet, checkpoints: Checkpoints, before: int = 0
+    ) -> None:
+        """Train after so many epochs of a training before."""
+        if self.bench.settings.compact:
+            round_scales(model, self.bench.settings.vector_bits)
+        teach(
+            # A dense network that is handed over frozen is recovered like any other.
+            model.requires_grad_(True),
+            self._teacher,
+            self._teaching,
+            data,
+            recipe,
+            seed=seed,
+            checkpoint=checkpoints.of(int(before > 0)),
+            on_epoch=self._following(model, checkpoints, before),
+        )
 
-    def _distillation(self) -> Loss:
+    def _following(self, model: nn.Module, checkpoints: Checkpoints, before: int) -> OnEpoch:
+        return checkpoints.following(before, lambda: model_error(model, self.bench.data, self._screening))
+
+    @cached_property
+    def _teaching(self) -> Teaching:
         settings = self.bench.settings
-        teacher, *_ = self.bench.teachers or (self.bench.model,)
-        return distillation(teacher, settings.temperature, settings.teacher_weight, settings.recovery.label_smoothing)
+        return make_teaching(settings.teach, settings.temperature, settings.teacher_weight, settings.hint)
+
+    @cached_property
+    def _teacher(self) -> nn.Module:
+        return as_one(self.bench.teachers or (self.bench.model,))
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)
@@ -362,6 +418,10 @@ class CandidateEvaluator:
         self._files = files
         if "_bank" in vars(self):
             self._bank.adopt(files)
+
+    @cached_property
+    def _norms(self) -> Norms:
+        return norms_around(self.bench.model)
 
     @cached_property
     def _energies(self) -> dict[str, Tensor]:
@@ -394,6 +454,14 @@ def _inner_targets(model: nn.Module, targets: Mapping[str, float]) -> dict[str, 
 def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> float:
     """Error in per cent of an exported file on a split, in the runtime."""
     return error_pct(file_logits(onnx, data, split, threads, batch_size), split.labels)
+
+
+def model_error(model: nn.Module, data: DataSet, split: Pictures) -> float:
+    """Error in per cent of a network on a split as it is in the middle of its training; it is left in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        parts = [model(x).numpy() for x, _ in data.batches(split, ONNX_BATCH)]
+    return error_pct(np.concatenate(parts), split.labels)
 
 
 def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> np.ndarray:

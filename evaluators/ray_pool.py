@@ -129,12 +129,12 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._build_failures = 0
         self._shared: Any = None
         self._startup_timeout_s = startup_timeout_s
-        self._ray, self._owns_ray = _start_ray(workers, threads_per_worker, address)
+        self._ray, self._owns_ray = start_ray(workers, threads_per_worker, address)
         try:
             cpus = float(self._ray.cluster_resources().get("CPU", 1.0))
             self._threads = threads_per_worker or max(1, int(cpus) // workers)
             self._actor_class = self._ray.remote(_Worker).options(
-                num_cpus=_cpus_per_worker(cpus, workers, self._threads),
+                num_cpus=cpus_per_worker(cpus, workers, self._threads),
                 max_restarts=0,
                 max_task_retries=0,
                 scheduling_strategy="SPREAD",
@@ -286,7 +286,7 @@ class RayPool(AbstractContextManager["RayPool"]):
         return Fault(kind, type(error).__name__, one_line(str(error)))
 
 
-def _start_ray(workers: int, threads: int | None, address: str | None) -> tuple[Any, bool]:
+def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[Any, bool]:
     """Ray's module, and whether it was started here."""
     if address is not None:
         _check_reachable(address)
@@ -327,7 +327,7 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _cpus_per_worker(cpus: float, workers: int, threads: int) -> float:
+def cpus_per_worker(cpus: float, workers: int, threads: int) -> float:
     """Cores that an actor reserves: one a thread where there are as many, else an even share (Ray: whole above 1)."""
     share = min(float(threads), cpus / workers)
     return float(int(share)) if share >= 1 else math.floor(share * 100) / 100

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from torch import Tensor, nn
 
 from ..policies.apply import reestimate_statistics
 from ..policies.architectures.shapes import network_of
+from ..policies.errors import PolicyError
 from ..policies.policy import Scalar
 from ..policies.subnetworks import Channels, Slices, sliced, slices_of
 
@@ -58,6 +60,65 @@ class Supernet:
         reestimate_statistics(network.eval(), calibration)
         return network
 
+    def slimmable(self, shapes: Sequence[Mapping[str, Scalar]], calibration: Tensor) -> Slimmable:
+        """One module that is as wide as it is told to be at run time (1812.08928), for these shapes.
+
+        Raises
+        ------
+        PolicyError
+            As ``part`` does, or where no shape is given.
+        """
+        if not shapes:
+            raise PolicyError("a slimmable network needs one shape or more; got none")
+        return Slimmable([self._sharing(shape, calibration) for shape in shapes], shapes)
+
+    def _sharing(self, shape: Mapping[str, Scalar], calibration: Tensor) -> nn.Module:
+        """The network of a shape whose weights are views of the largest one's; its batch norms' statistics are its own."""
+        network, slices = self.part(shape)
+        weights = dict(self.model.named_parameters())
+        shared = sliced(weights, {name: index for name, index in slices.items() if name in weights})
+        for name, value in shared.items():
+            layer, _, tensor = name.rpartition(".")
+            setattr(network.get_submodule(layer), tensor, nn.Parameter(value.detach(), requires_grad=False))
+        reestimate_statistics(network.eval(), calibration)
+        return network
+
     @cached_property
     def _whole(self) -> Channels:
         return Channels.of(self.model, self.example)
+
+
+class Slimmable(nn.Module):
+    """A network whose shape is chosen at run time; all shapes share one set of weights.
+
+    Parameters
+    ----------
+    parts
+        The network of each shape.
+    shapes
+        Their shapes, in the same order. The first is used until another is chosen.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], shapes: Sequence[Mapping[str, Scalar]]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.shapes = tuple(dict(shape) for shape in shapes)
+        self.chosen = 0
+        self.eval()
+
+    def use(self, number: int) -> Slimmable:
+        """Go on as the shape of this number in ``shapes``.
+
+        Raises
+        ------
+        PolicyError
+            Where there is none.
+        """
+        if not 0 <= number < len(self.shapes):
+            raise PolicyError(f"expected the number of a shape, 0 to {len(self.shapes) - 1}; got {number}")
+        self.chosen = number
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of pictures (N, C, H, W), by the shape that was chosen."""
+        return cast(Tensor, self.parts[self.chosen](x))

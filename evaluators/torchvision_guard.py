@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -61,3 +62,24 @@ def _tolerant(register: Callable[..., Any]) -> Callable[..., Any]:
         return decorator
 
     return register_fake
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Imports torchvision safely while it is unpickled: to be pickled before what may need it."""
+
+    needed: bool
+
+    @classmethod
+    def here(cls) -> Guard:
+        """For what is pickled in this process."""
+        return cls("torchvision" in sys.modules)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _guarded, (self.needed,)
+
+
+def _guarded(needed: bool) -> Guard:
+    if needed:
+        import_torchvision()
+    return Guard(needed)

@@ -15,7 +15,9 @@ from ..policies.policy import Scalar
 from .data import DataSet
 from .supernet import Supernet
 from .training.gradual import PruneSchedule
+from .training.hints import Hint
 from .training.loop import Recipe
+from .training.methods import Method
 from .untrained import Untrained
 
 
@@ -48,7 +50,15 @@ class Settings:
     seed
         Of the run.
     coder
-        Of stored files. Not shown: results of older runs are known by the other settings.
+        Of stored files. Not shown, like what follows: results of older runs are known by the other settings.
+    teach
+        How finalists learn from the teachers.
+    hint
+        Which inner layers do, where ``teach`` is ``hints``.
+    compact
+        Whether stored files leave out what the network and the policy tell, and scales are folded into batch norms.
+    vector_bits
+        Significant bits of stored biases and batch norms.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -64,6 +74,10 @@ class Settings:
     teacher_weight: float = 0.7
     seed: int = 0
     coder: Coder = field(default="ans", repr=False)
+    teach: Method = field(default="soft", repr=False)
+    hint: Hint | None = field(default=None, repr=False)
+    compact: bool = field(default=False, repr=False)
+    vector_bits: int = field(default=8, repr=False)
 
 
 @dataclass(frozen=True)

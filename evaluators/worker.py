@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ import torch
 from ..policies.policy import Policy
 from .candidate import CandidateEvaluator
 from .controls import FIDELITY, control
+from .learning import learn_architecture
 from .pool import Job
-from .torchvision_guard import import_torchvision
+from .torchvision_guard import Guard
+from .training.checkpoints import UNKEPT, Checkpoints
 from .workbench import Workbench
 
 
@@ -25,30 +26,14 @@ class CandidateFactory:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The network's class may live in timm or torchvision, which need the guard before they are first imported.
-        return _rebuild, (_Guard("torchvision" in sys.modules), self.bench)
+        return _rebuild, (Guard.here(), self.bench)
 
     def __call__(self) -> CandidateWorker:
         torch.set_num_threads(self.bench.threads)
         return CandidateWorker(CandidateEvaluator(self.bench))
 
 
-@dataclass(frozen=True)
-class _Guard:
-    """Imports torchvision safely while it is unpickled."""
-
-    needed: bool
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _guarded, (self.needed,)
-
-
-def _guarded(needed: bool) -> _Guard:
-    if needed:
-        import_torchvision()
-    return _Guard(needed)
-
-
-def _rebuild(_: _Guard, bench: Workbench) -> CandidateFactory:
+def _rebuild(_: Guard, bench: Workbench) -> CandidateFactory:
     return CandidateFactory(bench)
 
 
@@ -57,6 +42,11 @@ class CandidateWorker:
     """Carries out a job at the rung that it names."""
 
     evaluator: CandidateEvaluator
+    checkpoints: Checkpoints = UNKEPT
+
+    def with_checkpoints(self, checkpoints: Checkpoints) -> CandidateWorker:
+        """The same for one job whose trainings keep their states there."""
+        return replace(self, checkpoints=checkpoints)
 
     def receive(self, value: Mapping[str, bytes]) -> None:
         """What the pool shares: the bank's files."""
@@ -72,12 +62,16 @@ class CandidateWorker:
                 return evaluator.kernels(policy)
             case "stitch":
                 return evaluator.stitch(policy, float(job.payload["hopeless_kl"]))
+            case "learn":
+                seed, halvings = int(job.payload["seed"]), int(job.payload.get("halvings", 0))
+                learning = job.payload["learning"]
+                return learn_architecture(evaluator.bench, learning, seed, halvings, self.checkpoints)
             case "screen":
                 return evaluator.screen(policy)
             case "tune":
                 return evaluator.tune(policy, int(job.payload["seed"]))
             case "recover":
-                return evaluator.recover(policy, int(job.payload["seed"]))
+                return evaluator.recover(policy, int(job.payload["seed"]), self.checkpoints)
             case rung if rung.startswith(FIDELITY):
                 return control(evaluator, rung, policy, job.payload)
         raise AssertionError(f"no rung is called {job.fidelity}")

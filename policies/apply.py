@@ -15,6 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
+from .collapsing import collapse
+from .compact import named
+from .copying import put_in_place
 from .dead import drop_dead_channels, drop_some
 from .errors import CandidateError, FormatError
 from .forms import (
@@ -24,6 +27,7 @@ from .forms import (
     plain,
     set_binary_input,
     set_input_range,
+    significant,
     stored_weight,
     weighted_modules,
 )
@@ -104,7 +108,7 @@ def apply_plan(
         for root, step in plan.channels.items()
     }
     _drop(plan, graph, model, calibration[:1], choices)
-    _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped), early=True)
+    _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped or plan.collapsed), early=True)
     drop_dead(plan, graph, model, calibration[:1])
     _quantize(plan, model, calibration, _is_reshaped(plan))
     return CompressedModel(model.eval(), plan)
@@ -131,20 +135,8 @@ def restore(
     FormatError
         Where the tensors do not fit the plan.
     """
-    model = copy.deepcopy(model).eval()
-    channels = {root: graph.layers[root].weight_shape[0] for root in plan.channels}
-    # Which of them is of no account, since all values come from the file.
-    choices = {root: Choice(tuple(range(n - plan.channels[root].keep(n)))) for root, n in channels.items()}
-    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), choices)
-    for layer in plan.layers:
-        module = model.get_submodule(layer.layer.name)
-        for technique in layer.techniques:
-            if technique.phase == Phase.FACTORIZE:
-                module = outline(technique, module)
-            elif isinstance(technique, Resumable) and technique.binary_inputs:
-                for _, weighted in weighted_modules(module):
-                    set_binary_input(weighted)
-        _replace(model, layer.layer.name, module)
+    model = _shaped(plan, graph, model)
+    tensors = named(tensors, list(_stored_names(model)), model)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     counts = {root: len(state[f"{root}.weight"]) for root in plan.dead if f"{root}.weight" in state}
     drop_some(model, [group for group in graph.groups if group.root in plan.dead], counts)
@@ -162,6 +154,33 @@ def restore(
         )
     if calibration is not None:
         _set_ranges(plan, model, calibration, changed=False)
+    return model
+
+
+def under_names(
+    plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[str, StoredTensor]
+) -> Mapping[str, StoredTensor]:
+    """The stored tensors of a plan's network under their names, which a compact file leaves out; see ``restore``."""
+    shaped = _shaped(plan, graph, model)
+    return named(tensors, list(_stored_names(shaped)), shaped)
+
+
+def _shaped(plan: Plan, graph: ModelGraph, model: nn.Module) -> nn.Module:
+    """A copy of the network with the layers that the plan leaves, dead channels kept; their values are of no account."""
+    model = copy.deepcopy(model).eval()
+    channels = {root: graph.layers[root].weight_shape[0] for root in plan.channels}
+    # Which of them is of no account, since all values come from the file.
+    choices = {root: Choice(tuple(range(n - plan.channels[root].keep(n)))) for root, n in channels.items()}
+    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), choices)
+    for layer in plan.layers:
+        module = model.get_submodule(layer.layer.name)
+        for technique in layer.techniques:
+            if technique.phase == Phase.FACTORIZE:
+                module = outline(technique, module)
+            elif isinstance(technique, Resumable) and technique.binary_inputs:
+                for _, weighted in weighted_modules(module):
+                    set_binary_input(weighted)
+        put_in_place(model, layer.layer.name, module)
     return model
 
 
@@ -213,10 +232,11 @@ def quantize_layers(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
     _quantize(plan, model.eval(), calibration, False)
 
 
-def round_vectors(model: nn.Module) -> None:
-    """Give biases and the batch norms' factors the 8 significant bits of bfloat16: stored, they take a third of the bytes.
+def round_vectors(model: nn.Module, bits: int = 8) -> None:
+    """Give biases and the batch norms' factors so many significant bits: with the 8 of bfloat16 they take a third of the bytes.
 
-    The relative error is 2^-9 at most. The tensors are new ones, since the network may share its old ones with another.
+    The relative error is 2^-(bits + 1) at most. The tensors are new ones, since the network may share its old ones with
+    another.
     """
     for place, module in model.named_modules():
         # A codebook is a vector too; its precision is what was asked for.
@@ -224,7 +244,7 @@ def round_vectors(model: nn.Module) -> None:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
-                rounded = parameter.detach().bfloat16().float()
+                rounded = significant(parameter.detach(), bits)
                 setattr(module, name, nn.Parameter(rounded, requires_grad=parameter.requires_grad))
 
 
@@ -258,7 +278,7 @@ def _is_coarse(plan: Plan) -> bool:
 def _is_reshaped(plan: Plan) -> bool:
     """Whether batch norms see other values by what the plan does before quantization."""
     early = any(t.phase < Phase.QUANTIZE for layer in plan.layers for t in layer.techniques)
-    return early or bool(plan.channels or plan.dropped)
+    return early or bool(plan.channels or plan.dropped or plan.collapsed)
 
 
 def _eight_bit(plan: Plan, model: nn.Module) -> dict[str, RangeMethod]:
@@ -274,7 +294,7 @@ def _eight_bit(plan: Plan, model: nn.Module) -> dict[str, RangeMethod]:
 
 
 def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, choices: Mapping[str, Choice]) -> None:
-    if not (plan.channels or plan.dropped):
+    if not (plan.channels or plan.dropped or plan.collapsed):
         return
     for group in graph.groups:
         if group.root in choices and choices[group.root].into:
@@ -284,7 +304,8 @@ def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, choi
     drop_channels(model, graph.groups, {root: choice.dropped for root, choice in choices.items()}, example)
     for branch in plan.dropped:
         for name, module in stand_ins(branch).items():
-            _replace(model, name, module)
+            put_in_place(model, name, module)
+    collapse(model, plan.collapsed)
     with torch.no_grad():
         try:
             model(example)
@@ -319,7 +340,7 @@ def _carry_out(plan: LayerPlan, model: nn.Module, seen: Mapping[str, Calibration
     for technique in plan.techniques:
         if (technique.phase < Phase.QUANTIZE) == early:
             module = _apply_one(technique, name, module, seen.get(name))
-    _replace(model, name, module)
+    put_in_place(model, name, module)
 
 
 def _apply_one(technique: Technique, name: str, module: nn.Module, seen: Calibration | None) -> nn.Module:
@@ -365,28 +386,29 @@ def _fits(x: Tensor, held: list[Tensor]) -> bool:
     return x.shape == held[0].shape and count <= HESSIAN_BATCHES and count * x.numel() <= HESSIAN_VALUES
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put the module where the named one stands: under every name, since the forward pass may use any of them."""
-    old = model.get_submodule(name)
-    if module is old:
-        return
-    for place in [place for place, found in model.named_modules(remove_duplicate=False) if found is old]:
-        parent, _, child = place.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
-
-
 def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:
     for name, module in model.named_modules():
-        # The tensors of a form belong to the layer's weight.
-        if ".parametrizations" in f".{name}":
-            continue
-        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        if isinstance(module, WEIGHTED):
-            yield _joined(name, "weight"), stored_weight(module)
-            own = {leaf: value for leaf, value in own.items() if leaf not in ("weight", *INPUT_RANGE)}
-        for leaf, value in own.items():
-            if leaf != "num_batches_tracked" and leaf not in module._non_persistent_buffers_set:
-                yield _joined(name, leaf), DenseTensor(value.detach().contiguous().numpy().copy())
+        for leaf in _stored_leaves(name, module):
+            if leaf == "weight" and isinstance(module, WEIGHTED):
+                yield _joined(name, leaf), stored_weight(module)
+            else:
+                yield _joined(name, leaf), DenseTensor(getattr(module, leaf).detach().contiguous().numpy().copy())
+
+
+def _stored_names(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        yield from (_joined(name, leaf) for leaf in _stored_leaves(name, module))
+
+
+def _stored_leaves(name: str, module: nn.Module) -> list[str]:
+    """A module's own tensors that inference needs; a layer's weight comes first."""
+    # The tensors of a form belong to the layer's weight.
+    if ".parametrizations" in f".{name}":
+        return []
+    own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    first = ["weight"] if isinstance(module, WEIGHTED) else []
+    left_out = {*first, "num_batches_tracked", *module._non_persistent_buffers_set, *(INPUT_RANGE if first else ())}
+    return first + [leaf for leaf in own if leaf not in left_out]
 
 
 def _joined(name: str, leaf: str) -> str:

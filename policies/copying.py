@@ -1,4 +1,4 @@
-"""Copies of a network that share its tensors."""
+"""Copies of a network that share its tensors, and modules put in place of others."""
 
 from __future__ import annotations
 
@@ -92,3 +92,13 @@ def with_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Modul
             parent, _, child = place.rpartition(".")
             setattr(out.get_submodule(parent), child, made)
     return out
+
+
+def put_in_place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put the module where the named one stands: under every name, since the forward pass may use any of them."""
+    old = model.get_submodule(name)
+    if module is old:
+        return
+    for place in [place for place, found in model.named_modules(remove_duplicate=False) if found is old]:
+        parent, _, child = place.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)

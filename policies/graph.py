@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .activations import Activation, find_activations
 from .branches import Branch, find_branches
 from .coupling import ChannelGroup, drop_by_trace, find_groups
 from .errors import ModelError
@@ -18,7 +19,7 @@ from .labelled_groups import labelled_groups
 from .labels import OUTPUTS
 from .policy import Scalar
 from .reading import attributes_read
-from .slicing import can_cut, cut_channels
+from .slicing import Slot, can_cut, cut_channels
 from .techniques.base import LayerInfo
 from .watching import watching
 
@@ -41,6 +42,8 @@ class ModelGraph:
         Residual branches that can be dropped whole; empty where the network cannot be followed.
     shape
         The shape that a policy gave the network; empty where it came as it is.
+    activations
+        ReLUs that stand right behind a layer.
     """
 
     layers: Mapping[str, LayerInfo]
@@ -49,6 +52,7 @@ class ModelGraph:
     coupling_error: str | None = None
     branches: tuple[Branch, ...] = ()
     shape: Mapping[str, Scalar] = field(default_factory=dict)
+    activations: tuple[Activation, ...] = ()
 
     @classmethod
     def trace(cls, model: nn.Module, example: Tensor, of_shape: Mapping[str, Scalar] | None = None) -> ModelGraph:
@@ -70,16 +74,21 @@ class ModelGraph:
                 "the network has no nn.Conv2d and no nn.Linear that its forward pass reaches; nothing to compress"
             )
         shape, branches, given = tuple(example.shape[1:]), find_branches(model, example), dict(of_shape or {})
+        relus = find_activations(model, example, layers)
         try:
             groups = _groups(model, example, layers)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return cls(layers, (), shape, reason, branches, given)
-        return cls(layers, groups, shape, None, branches, given)
+            return cls(layers, (), shape, reason, branches, given, relus)
+        return cls(_with_positions(layers, groups), groups, shape, None, branches, given, relus)
 
     def group_of(self, layer: str) -> ChannelGroup | None:
         """The group that the layer's outputs belong to."""
         return next((group for group in self.groups if layer in group.producers), None)
+
+    def activation_of(self, layer: str) -> Activation | None:
+        """The ReLU right behind the layer."""
+        return next((found for found in self.activations if found.layer == layer), None)
 
     def branch_of(self, layer: str) -> Branch | None:
         """The smallest branch that the layer lies in."""
@@ -220,6 +229,29 @@ def _groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) 
     except Exception:
         return followed
     return max((followed, recorded), key=lambda groups: sum(group.refusal is None for group in groups))
+
+
+def _with_positions(layers: Mapping[str, LayerInfo], groups: Sequence[ChannelGroup]) -> dict[str, LayerInfo]:
+    """The layers; of linear ones that read a flattened map it is told how many features each of its channels has."""
+    read: dict[str, list[tuple[int, Slot]]] = {}
+    for group in groups:
+        for slot in group.slots:
+            if slot.axis == "in" and slot.module in layers and layers[slot.module].kind == "linear":
+                read.setdefault(slot.module, []).append((len(slot.index) // group.channels, slot))
+    found = dict(layers)
+    for name, slots in read.items():
+        sizes = {size for size, _ in slots}
+        places = [place for _, slot in slots for place in slot.index]
+        whole = len(layers[name].input_shape) == 1 and len(places) == layers[name].weight_shape[1]
+        if whole and len(sizes) == 1 and all(_in_a_row(slot.index, size) for size, slot in slots):
+            found[name] = replace(layers[name], positions=sizes.pop())
+    return found
+
+
+def _in_a_row(index: Sequence[int], size: int) -> bool:
+    """Whether the features of each channel, ``size`` of them, are neighbours."""
+    starts = index[::size]
+    return all(start % size == 0 for start in starts) and list(index) == [s + i for s in starts for i in range(size)]
 
 
 def _has_loose_parameters(model: nn.Module) -> bool:

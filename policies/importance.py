@@ -14,8 +14,10 @@ from .coupling import ChannelGroup
 from .errors import CandidateError
 from .graph import group_scores, input_energies
 from .merging import merge_alike, outgoing_energy, own_weights
+from .ranges import read_ranges
 from .second_order import damped, layer_hessian
 from .slicing import Slot
+from .techniques.keep_channels import ONLY
 from .watching import watching
 
 SLOPE_PICTURES, SLOPE_BATCH = 256, 32
@@ -62,7 +64,10 @@ class Importance:
     _slopes: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def choose(self, group: ChannelGroup, by: str, keep: int) -> Choice:
-        """The channels that go when so many are kept: the least important ones by a score, or by ``merge``."""
+        """The channels that go when so many are kept: the least important by a score, by ``merge``, or all but those named."""
+        if by.startswith(ONLY):
+            named = set(read_ranges(by.removeprefix(ONLY)))
+            return Choice(tuple(channel for channel in range(group.channels) if channel not in named))
         if by == MERGE:
             owner = self.model.get_submodule(group.root)
             into = merge_alike(own_weights(owner), outgoing_energy(self.model, group), group.channels - keep)

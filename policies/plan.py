@@ -9,11 +9,23 @@ from dataclasses import dataclass, replace
 
 from .architectures.shapes import canonical
 from .branches import Branch
+from .collapsing import Collapsed
 from .dead import why_kept
 from .errors import PolicyError
 from .graph import ChannelGroup, ModelGraph
+from .merged_layers import collapsed_layers, on_merged, with_merged
 from .policy import Policy, Scalar, Step
-from .techniques import ChannelTechnique, DropBranch, DropDead, MergeNeurons, Technique, build, spelled_out
+from .techniques import (
+    ChannelTechnique,
+    Collapse,
+    DropBranch,
+    DropDead,
+    MergeNeurons,
+    Technique,
+    WholeTechnique,
+    build,
+    spelled_out,
+)
 from .techniques.base import Clashing, LayerInfo, Phase
 
 
@@ -50,6 +62,8 @@ class Plan:
         Residual branches that are dropped whole.
     dead
         Roots of the groups whose channels without a connection are dropped once weights are pruned.
+    collapsed
+        ReLUs that go, and with some the layers before them, in the network's order.
     """
 
     policy: Policy
@@ -57,6 +71,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     dropped: tuple[Branch, ...] = ()
     dead: tuple[str, ...] = ()
+    collapsed: tuple[Collapsed, ...] = ()
 
 
 def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
@@ -71,14 +86,18 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     """
     complaints: list[str] = []
     shape = _shape(policy, graph, complaints)
+    if policy.exits:
+        complaints.append("exits: a network with early exits is made by 'paretopress exits', not by a plan")
     channels: dict[str, tuple[ChannelTechnique, Step]] = {}
     wanted: dict[str, list[tuple[Technique, Step]]] = {}
     dead: list[str] = []
     asked = _read(policy, graph, complaints)
     dropped = _dropped([name for name, technique in asked if isinstance(technique, DropBranch)], graph, complaints)
     gone = {layer for branch in dropped for layer in branch.layers}
+    collapses = {name: t for name, t in asked if isinstance(t, Collapse) and name not in gone}
+    collapsed = collapsed_layers(collapses, graph, complaints)
     for name, technique in asked:
-        if isinstance(technique, DropBranch) or name in gone:
+        if isinstance(technique, DropBranch | Collapse) or name in gone:
             continue
         if isinstance(technique, DropDead):
             dead.append(name)
@@ -90,9 +109,12 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
             wanted.setdefault(name, []).append((technique, step))
     channels = {root: pair for root, pair in channels.items() if root not in gone}
     kept = {root: (t, s) for root, (t, s) in channels.items() if not t.is_identity(graph.layers[root])}
-    shapes = _shapes_after(graph, {root: technique for root, (technique, _) in kept.items()})
+    shapes = with_merged(_shapes_after(graph, {root: technique for root, (technique, _) in kept.items()}), collapsed)
     plans, normalised = [], {root: [step] for root, (_, step) in kept.items()}
     normalised |= {branch.root: [Step.of(DropBranch.name)] for branch in dropped}
+    for one in collapsed:
+        normalised.setdefault(one.activation.layer, []).append(spelled_out(Collapse(one.merge)))
+    complaints.extend(on_merged(collapsed, graph, {*kept, *wanted}, dead))
     for name, pairs in wanted.items():
         plan, steps_kept = _plan_layer(shapes[name], graph.layers[name], pairs, complaints)
         normalised.setdefault(name, []).extend(steps_kept)
@@ -106,7 +128,8 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     final = Policy({name: tuple(steps) for name, steps in normalised.items()}, shape=shape)
     order = {name: position for position, name in enumerate(graph.layers)}
     plans.sort(key=lambda p: order[p.layer.name])
-    return Plan(final, {root: technique for root, (technique, _) in kept.items()}, tuple(plans), dropped, emptied)
+    channel_steps = {root: technique for root, (technique, _) in kept.items()}
+    return Plan(final, channel_steps, tuple(plans), dropped, emptied, collapsed)
 
 
 def before(plan: Plan, phase: Phase) -> Plan:
@@ -145,7 +168,7 @@ def _shown(shape: Mapping[str, Scalar]) -> str:
 
 def _read(
     policy: Policy, graph: ModelGraph, complaints: list[str]
-) -> list[tuple[str, Technique | DropBranch | DropDead | ChannelTechnique]]:
+) -> list[tuple[str, Technique | WholeTechnique | ChannelTechnique]]:
     """The techniques that the policy names, each with its layer."""
     found = []
     for name, steps in policy.layers.items():

@@ -58,19 +58,23 @@ class Policy:
     shape
         Of the network itself, where the policy sets it: ``family`` and its knobs (see ``architectures.shapes``). Empty: the
         network as it is given.
+    exits
+        Module -> the certainty from which a picture leaves the network behind it (see ``policies.exits``). Empty: none.
     """
 
     layers: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     version: int = POLICY_VERSION
     shape: Mapping[str, Scalar] = field(default_factory=dict)
+    exits: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ordered = {name: tuple(sorted(steps, key=lambda s: s.technique)) for name, steps in sorted(self.layers.items())}
         object.__setattr__(self, "layers", MappingProxyType({n: s for n, s in ordered.items() if s}))
         object.__setattr__(self, "shape", MappingProxyType(dict(sorted(self.shape.items()))))
+        object.__setattr__(self, "exits", MappingProxyType(dict(self.exits)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Policy, (dict(self.layers), self.version, dict(self.shape)))
+        return (Policy, (dict(self.layers), self.version, dict(self.shape), dict(self.exits)))
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -80,7 +84,8 @@ class Policy:
         layers = {name: [step.as_dict() for step in steps] for name, steps in self.layers.items()}
         # Written only where there is one: policies without a shape keep the digest they had before shapes came.
         shape = {"shape": dict(self.shape)} if self.shape else {}
-        return {"version": self.version, "layers": layers, **shape}
+        exits = {"exits": dict(self.exits)} if self.exits else {}
+        return {"version": self.version, "layers": layers, **shape, **exits}
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
@@ -111,10 +116,11 @@ class Policy:
         """
         if not isinstance(data, dict):
             raise PolicyError(f"a policy is a mapping with 'version' and 'layers'; this is a {type(data).__name__}")
-        unknown = sorted(set(data) - {"version", "layers", "shape"}, key=str)
+        unknown = sorted(set(data) - {"version", "layers", "shape", "exits"}, key=str)
         if unknown:
             raise PolicyError(
-                f"a policy has the keys 'version', 'layers' and 'shape'; unknown: {', '.join(map(_brief, unknown))}"
+                "a policy has the keys 'version', 'layers', 'shape' and 'exits'; unknown:"
+                f" {', '.join(map(_brief, unknown))}"
             )
         version = data.get("version", POLICY_VERSION)
         if type(version) is not int or version != POLICY_VERSION:
@@ -125,7 +131,7 @@ class Policy:
         if not isinstance(layers, dict):
             raise PolicyError(f"'layers' maps layer names to lists of steps; this is a {type(layers).__name__}")
         steps = {name: _read_steps(name, steps) for name, steps in _named("'layers'", layers).items()}
-        return cls(steps, shape=_read_shape(data.get("shape")))
+        return cls(steps, shape=_read_shape(data.get("shape")), exits=_read_exits(data.get("exits")))
 
     @classmethod
     def from_text(cls, text: str) -> Policy:
@@ -160,6 +166,16 @@ def _read_shape(shape: object) -> dict[str, Scalar]:
     if not isinstance(shape, dict) or not all(map(_is_plain, shape.values())):
         raise PolicyError(f"'shape' maps 'family' and knobs to plain, finite values; got {_brief(shape)}")
     return _named("'shape'", shape)
+
+
+def _read_exits(exits: object) -> dict[str, float]:
+    exits = {} if exits is None else exits
+    if not isinstance(exits, dict) or not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for value in exits.values()
+    ):
+        raise PolicyError(f"'exits' maps module names to certainties in [0, 1]; got {_brief(exits)}")
+    return {name: float(value) for name, value in _named("'exits'", exits).items()}
 
 
 def _read_steps(layer: str, steps: object) -> tuple[Step, ...]:

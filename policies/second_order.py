@@ -63,9 +63,9 @@ def layer_hessian(module: nn.Module, inputs: Tensor) -> Tensor:
     CandidateError
         Where inputs are not finite.
     """
-    windows = _windows(module, inputs.detach())
+    windows = windows_of(module, inputs.detach())
     places, features = windows.shape[:3], windows.shape[3:].numel()
-    positions = _spread(places.numel(), MAX_POSITIONS)
+    positions = spread(places.numel(), MAX_POSITIONS)
     if not len(positions):
         raise PolicyError(f"second order: expected calibration inputs of the layer, got shape {tuple(inputs.shape)}")
     hessian = torch.zeros(features, features, dtype=torch.float64)
@@ -212,7 +212,7 @@ def _rows(weight: Tensor) -> Tensor:
     return weight.detach().flatten(1).double()
 
 
-def _windows(module: nn.Module, inputs: Tensor) -> Tensor:
+def windows_of(module: nn.Module, inputs: Tensor) -> Tensor:
     """What the weights multiply: a view of three axes of positions, then the axes of the weight's input side."""
     if isinstance(module, nn.Linear):
         return inputs.reshape(-1, 1, 1, inputs.shape[-1])
@@ -225,7 +225,7 @@ def _windows(module: nn.Module, inputs: Tensor) -> Tensor:
     return windows.permute(0, 2, 3, 1, 4, 5)
 
 
-def _spread(total: int, most: int) -> Tensor:
+def spread(total: int, most: int) -> Tensor:
     """Indices below ``total``: all of them, or one drawn from each of ``most`` equal parts."""
     if total <= most:
         return torch.arange(total)

@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..evaluators.data import DataSet
+from ..evaluators.models import load_weights
 from ..evaluators.sources import as_dataset
+from ..evaluators.supernet import Slimmable, Supernet
 from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import ConfigError, DataError, InputError, ModelError, RunDirectoryError, WorkError
@@ -22,6 +24,7 @@ from ..policies.policy import Policy
 from ..policies.version import VERSION
 from .config import Config, load_config, make_config
 from .driver import run_stages
+from .early_exits import ExitsFound, find_exits
 from .exporting import export_member
 from .front import FrontData, Member
 from .ledger import Ledger
@@ -135,6 +138,33 @@ def open_front(directory: str | Path) -> Front:
     return Front(run, config, FrontData.read(run.front), Given())
 
 
+def slimmable(directory: str | Path) -> Slimmable:
+    """One network that takes on any shape of a run's front at run time, with the weights of the run's supernet.
+
+    The front's finalists were trained on their own and are better than the same shapes here; all of these together are as
+    large as the largest alone.
+
+    Parameters
+    ----------
+    directory
+        A run that searched shapes.
+
+    Raises
+    ------
+    ConfigError
+        Where the run searched no shapes.
+    """
+    front = open_front(directory)
+    config, data = front.config, read_data(front.config, lambda _: None)
+    if config.space.shape is None:
+        raise ConfigError(f"{directory}: the run searched no shapes; give one whose configuration has space.shape")
+    model = dense_network(config, data, front.run, lambda _: None)
+    load_weights(model, config.space.shape.supernet.weights or str(front.run.supernet))
+    calibration = data.preprocess(data.calibration.images)
+    supernet = Supernet(model.eval(), calibration[:1], int(model(calibration[:1]).shape[1]))
+    return supernet.slimmable([member.policy.shape for member in front], calibration)
+
+
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
@@ -158,6 +188,18 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
         raise ConfigError("space.shape: sensitivity curves are of one network's layers; leave out space.shape")
     with open_session(config, out, listener or Silence(), given or Given()) as session:
         return run_profile(session)
+
+
+def early_exits(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> ExitsFound:
+    """Give the network of a configuration early exits; ``exits.json``, ``exits.html`` and the exported files are written.
+
+    Parameters
+    ----------
+    config, out
+        Whose ``exits`` say how, and the run directory.
+    """
+    with open_session(config, out, listener or Silence(), given or Given()) as session:
+        return find_exits(session)
 
 
 @contextmanager

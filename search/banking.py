@@ -121,10 +121,10 @@ class Banking:
         failed = {f.entry.unit: f.failure for f in figures if f.failure and f.entry.unit not in changed}
         # A unit without a choice has no variants; if what is always done to it fails, that is known from the middle.
         fixed = {unit: reason for unit, reason in alone.items() if all(f.entry.unit != unit for f in figures)}
-        dispatcher.pool.share(self._files())
+        dispatcher.pool.share(self.files())
         return Built(figures, central, {**fixed, **failed})
 
-    def _files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
         """The compressed layers by digest; a file that is missing or damaged is made anew where it is needed."""
         files = {}
         for row in self.session.rows("profile"):

@@ -114,6 +114,20 @@ def profile(config: ConfigFile, out: Out = None, changes: Changes = None, as_jso
     _say(summary, as_json, f"sensitivity: {page} ({len(found.variants)} variants, {failed} failed)")
 
 
+@app.command(epilog="Example: `paretopress exits configs/cifar10_exits.yaml --out runs/exits`")
+def exits(config: ConfigFile, out: Out = None, changes: Changes = None, as_json: Json = False) -> None:
+    """Train early exits, choose their thresholds by error and expected latency, export and test them."""
+    from .api import early_exits
+    from .config import load_config
+
+    directory = out or Path("runs") / config.stem
+    loaded = load_config(config, tuple(changes or ()))
+    again = f"paretopress exits {config} --out {directory}"
+    found = _listened(lambda listener: early_exits(loaded, directory, listener), again)
+    summary = {"exits": str(directory / "exits.html"), **found.as_dict()}
+    _say(summary, as_json, f"exits: {directory / 'exits.html'} ({len(found.members)} files)")
+
+
 @app.command(epilog="Example: `paretopress resume runs/lenet5`")
 def resume(directory: Directory, as_json: Json = False) -> None:
     """Go on where a run stopped, whatever stopped it."""

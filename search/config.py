@@ -14,6 +14,7 @@ from ..policies.errors import ConfigError
 from .budgets import BUDGET_METRICS, Budget
 from .sections.base import Section, nearest
 from .sections.controls import ControlsConfig
+from .sections.exits import ExitsConfig
 from .sections.network import DataConfig, ModelConfig
 from .sections.search import LatencyConfig, PoolConfig, SearchConfig, StorageConfig
 from .sections.space import SpaceConfig
@@ -34,6 +35,7 @@ class Config(Section):
     space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    exits: ExitsConfig = ExitsConfig()
     controls: ControlsConfig = ControlsConfig()
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
@@ -52,6 +54,15 @@ class Config(Section):
                 raise ValueError(str(error)) from error
         return value
 
+    @model_validator(mode="after")
+    def _agrees_with_one(self) -> Config:
+        if self.quality == "agreement" and self.recovery.teachers:
+            raise ValueError(
+                "recovery.teachers: quality: agreement asks to match the dense network; leave out the teachers, or take"
+                " quality: error"
+            )
+        return self
+
     def limits(self) -> tuple[Budget, ...]:
         """The budgets, read."""
         return tuple(Budget.parse(name, text) for name, text in self.budgets.items())
@@ -62,6 +73,22 @@ class Config(Section):
         if self.space.shape is not None and (source != "family" or family not in SHAPED):
             raise ValueError(
                 f"space.shape: expected model.name to be family: and one of {', '.join(SHAPED)}; got '{self.model.name}'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_train_there(self) -> Config:
+        if self.pool.train == "tune" and self.pool.kind != "ray":
+            raise ValueError(f"pool.train: expected pool.kind to be ray for tune; got '{self.pool.kind}'")
+        if self.recovery.scheduler == "none":
+            return self
+        if self.pool.train != "tune":
+            raise ValueError(f"recovery.scheduler: expected pool.train to be tune; got '{self.pool.train}'")
+        # Stopped by their error, small candidates would lose to large ones of which the front has enough.
+        if self.search.objectives != ("error",):
+            raise ValueError(
+                "recovery.scheduler: compares finalists by their error alone; expected search.objectives to be [error],"
+                f" got [{', '.join(self.search.objectives)}]"
             )
         return self
 

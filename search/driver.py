@@ -6,17 +6,21 @@ goes on from what was recorded.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from ..evaluators.pool import InProcessPool, Pool
 from ..evaluators.ray_pool import RayPool
+from ..evaluators.tune import Scheduler, TunePool
 from ..evaluators.worker import CandidateFactory
 from ..policies.files import write_bytes, write_text
+from .banking import Banking
 from .controls import Controls
 from .dispatch import Dispatcher, KeepArtefacts
 from .finals import Finals
 from .front import FrontData
+from .learning import LearningStage
 from .ledger import EvaluationKey
 from .rundir import sha256
 from .screening import Screening
@@ -34,11 +38,20 @@ def run_stages(session: Session) -> FrontData:
     baseline = session.baseline
     size, latency = baseline["stored_bytes"] / 1000, baseline["latency_ms"]
     session.listener.say(f"dense: {baseline['error_pct']:.2f} % error, {size:.1f} kB stored, {latency:.3f} ms")
-    finals = Finals(session)
+    finals, by_trials = Finals(session), session.config.pool.train == "tune"
+    # Where trainings are trials, one pool is closed before the other opens: either reserves every core.
+    if by_trials:
+        with training(session, "none") as dispatcher:
+            LearningStage(session).learn(dispatcher)
     with dispatching(session) as dispatcher:
+        LearningStage(session)(dispatcher)
         Screening(session)(dispatcher)
         finalists = finals.choose(dispatcher)
-        finals.recover(dispatcher, finalists)
+        if not by_trials:
+            finals.recover(dispatcher, finalists)
+    if by_trials:
+        with training(session, session.config.recovery.scheduler) as dispatcher:
+            finals.recover(dispatcher, finalists)
     # The pool is closed: nothing else runs while latency is measured.
     finals.test(finalists)
     found = finals.front(finalists)
@@ -55,9 +68,33 @@ def run_stages(session: Session) -> FrontData:
 def dispatching(session: Session) -> Iterator[Dispatcher]:
     """A pool of workers, and who hands them their work."""
     with _pool(session) as pool:
-        recovery = session.config.recovery
-        epochs = {"recover": ("tune", max(1, recovery.epochs) / (recovery.tryout or 0.1))}
-        yield Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session), as_long_as=epochs)
+        yield _dispatcher(session, pool)
+
+
+@contextmanager
+def training(session: Session, scheduler: Scheduler) -> Iterator[Dispatcher]:
+    """The same for trainings, as trials of Ray Tune; what they kept is removed when all is recorded."""
+    settings, prepared, recovery = session.config.pool, session.prepared, session.config.recovery
+    factory = CandidateFactory(prepared.bench)
+    with TunePool(
+        factory,
+        session.run.trials,
+        prepared.workers,
+        prepared.threads,
+        settings.address,
+        scheduler=scheduler,
+        max_epochs=recovery.epochs,
+    ) as pool:
+        # Layers of the bank need not be compressed again.
+        pool.share(Banking(session).files())
+        yield _dispatcher(session, pool)
+    shutil.rmtree(session.run.trials, ignore_errors=True)
+
+
+def _dispatcher(session: Session, pool: Pool) -> Dispatcher:
+    recovery = session.config.recovery
+    epochs = {"recover": ("tune", max(1, recovery.epochs) / (recovery.tryout or 0.1))}
+    return Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session), as_long_as=epochs)
 
 
 def _keeper(session: Session) -> KeepArtefacts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +18,11 @@ from ..evaluators.candidate import dense_counts, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
-from ..evaluators.models import build_model, load_weights, save_weights
+from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.supernet import Supernet
-from ..evaluators.training.loop import train
+from ..evaluators.training.checkpoints import OnEpoch
+from ..evaluators.training.task import TrainingTask
 from ..evaluators.workbench import Settings, Workbench
 from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import encode
@@ -36,6 +37,8 @@ from .config import Config
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
 from .shaping import given_space, make_supernet, shape_space
+from .teachers import known_by, learned, read_teachers, settled_hint
+from .trainings import train_network
 
 Say = Callable[[str], None]
 OWN_MODEL = "python.object:model"
@@ -115,15 +118,19 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     graph = ModelGraph.trace(model, example)
     reference = export_onnx(model, example, calibration=None)
     torch.set_num_threads(max(1, threads))
-    settings = _settings(config)
+    teachers = read_teachers(config.recovery, model, data, config.seed, "recovery")
+    hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
+    settings = replace(_settings(config), hint=hint)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
-    coder = "" if settings.coder == "ans" else settings.coder
+    stored = _stored_otherwise(settings)
     space, supernet, held = _space(config, data, model, graph, run, say)
-    context = hashlib.sha256(f"{data.digest()}{_weights_digest(model)}{settings}{coder}{held}".encode()).hexdigest()
+    taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
+    known = f"{data.digest()}{_weights_digest(model)}{settings}{stored}{taught}{held}"
+    context = hashlib.sha256(known.encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
-    bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet)
+    bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet, teachers)
     return Prepared(bench, data, space, context, workers, threads)
 
 
@@ -167,19 +174,14 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
     elif run.weights.is_file():
         load_weights(model, str(run.weights))
     elif section.train is not None:
-        recipe = section.train.recipe()
+        recipe, seed = section.train, config.seed
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
-        checkpoint = run.path / "training.safetensors"
-        train(
-            model,
-            data,
-            recipe,
-            seed=config.seed,
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
-        )
-        save_weights(model, run.weights)
-        checkpoint.unlink(missing_ok=True)
+
+        def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
+            learned(model, data, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
+
+        task = TrainingTask(model, carry_out, recipe.epochs)
+        train_network(task, run.weights, run.path / "training.safetensors", config.pool, run, say)
     return model
 
 
@@ -209,9 +211,10 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
-    if section.drop_dead and any(share < 1 for menu in menus.values() for share in menu.rank):
+    split = (menu for menu in menus.values() if min(menu.rank) < 1 or set(menu.rewrite) != {"keep"})
+    if section.drop_dead and any(split):
         raise ConfigError(
-            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank"
+            "space.drop_dead: channels of factorized layers cannot be dropped; leave out drop_dead or rank and rewrite"
         )
     space = LayerwiseSpace(
         graph,
@@ -230,7 +233,7 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     if not space.menu():
         raise ConfigError(
             "space: every menu has one option or none fits a layer;"
-            " give sparsity, precision, rank, channels or blocks two or more"
+            " give sparsity, precision, rank, rewrite, channels or blocks two or more"
         )
     return space
 
@@ -320,7 +323,16 @@ def _settings(config: Config) -> Settings:
         teacher_weight=1.0 if config.quality == "agreement" else config.recovery.teacher_weight,
         seed=config.seed,
         coder=config.storage.coder,
+        teach=config.recovery.teach,
+        compact=config.storage.compact,
+        vector_bits=config.storage.vector_bits,
     )
+
+
+def _stored_otherwise(settings: Settings) -> str:
+    """How files are stored, where it is not as it always was: older results keep their identity."""
+    coder = "" if settings.coder == "ans" else settings.coder
+    return f"{coder}{' compact' * settings.compact}{f' {settings.vector_bits}' * (settings.vector_bits != 8)}"
 
 
 def _workers(config: Config) -> tuple[int, int]:

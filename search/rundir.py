@@ -81,6 +81,11 @@ class RunDirectory:
         return self.path / "supernet.safetensors"
 
     @property
+    def trials(self) -> Path:
+        """What trainings keep while they run as trials."""
+        return self.path / "trials"
+
+    @property
     def early(self) -> Path:
         """The dense network's weights after the epochs that controls rewind to."""
         return self.path / "early.safetensors"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..evaluators.data import DataSet
-from ..evaluators.models import load_weights, save_weights
+from ..evaluators.models import load_weights
 from ..evaluators.shapes import shape_profile
 from ..evaluators.supernet import Supernet
+from ..evaluators.training.checkpoints import OnEpoch
 from ..evaluators.training.loop import train
 from ..evaluators.training.sandwich import Sandwich
+from ..evaluators.training.task import TrainingTask
 from ..policies.architectures import SHAPED
 from ..policies.architectures.shapes import FAMILY
 from ..policies.errors import ConfigError, ModelError, PolicyError
@@ -23,6 +26,7 @@ from ..spaces.shapes import ShapeSpace
 from .config import Config
 from .rundir import RunDirectory
 from .sections.space import ShapeConfig
+from .trainings import train_network
 
 Say = Callable[[str], None]
 Shape = Mapping[str, Scalar]
@@ -158,18 +162,13 @@ def _train(config: Config, data: DataSet, supernet: Supernet, shapes: list[Shape
     section = _shape_config(config).supernet
     recipe = section.recipe()
     say(f"training the supernet for {len(shapes)} shapes: {recipe.epochs} epochs of {len(data.train)} pictures")
-    checkpoint = run.path / "supernet-training.safetensors"
-    train(
-        supernet.model,
-        data,
-        recipe,
-        seed=config.seed,
-        loss=Sandwich.of(supernet, shapes, section.random, recipe),
-        checkpoint=checkpoint,
-        on_epoch=lambda epoch, loss: say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
-    )
-    save_weights(supernet.model, run.supernet)
-    checkpoint.unlink(missing_ok=True)
+    loss, seed = Sandwich.of(supernet, shapes, section.random, recipe), config.seed
+
+    def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
+        train(supernet.model, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch)
+
+    task = TrainingTask(supernet.model, carry_out, recipe.epochs)
+    train_network(task, run.supernet, run.path / "supernet-training.safetensors", config.pool, run, say)
 
 
 def _shape_config(config: Config) -> ShapeConfig:

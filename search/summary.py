@@ -172,6 +172,7 @@ def _entry(number: int, row: Evaluation, counted: Mapping[str, float], feasible:
         "spent_s": row.seconds.get("total", 0.0),
         "feasible": feasible.get(identity),
         "policy": json.loads(row.policy_json),
+        **({"learning": dict(row.trial)} if "learning" in row.trial else {}),
     }
 
 

@@ -30,6 +30,12 @@ MENUS: dict[str, dict[str, tuple[Scalar, ...]]] = {
         "convolution": ("full", "stacked", "asymmetric", "flattened", "separable", "extreme"),
         "head": ("linear", "pooled"),
     },
+    "pocket": {
+        "stem": (16, 12, 8),
+        "blocks": ("16-24-32", "16-16-24-24", "16-24-24", "12-16-16-16", "16-16"),
+        "kernel": (5, 3),
+        "norms": ("each", "pointwise"),
+    },
     "shufflenet": {"width": (2.0, 1.5, 1.0, 0.5, 0.25), "groups": (1, 2, 3, 4, 8)},
     "squeezenet": {
         "width": (1.0, 0.75, 0.5, 0.25),

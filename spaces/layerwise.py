@@ -1,4 +1,4 @@
-"""Per-layer menus of sparsity, precision, rank, channels and blocks; layers may be tied so that they share one choice."""
+"""Per-layer menus of sparsity, precision, rank, rewrites, channels and blocks; tied layers share one choice."""
 
 from __future__ import annotations
 
@@ -6,85 +6,28 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import get_args
 
 import numpy as np
 
 from ..policies.dead import why_kept
-from ..policies.errors import ConfigError
 from ..policies.graph import ChannelGroup, ModelGraph
 from ..policies.plan import unmergeable
 from ..policies.policy import Policy, Step
 from ..policies.techniques import build
 from ..policies.techniques.base import Clashing, LayerInfo
-from ..policies.techniques.prune_channels import Score
 from .base import Choices, SuggestTrial
 from .groups import group_steps
+from .menus import KNOBS, Menu, make_units
 from .precision import is_generated, precision_pair
+from .steps import DROPPERS, factor_step, factor_steps, pruning_step, rewrite_steps
 from .thresholds import sparsities_by_threshold
 
-KNOBS = ("blocks", "channels", "rank", "sparsity", "precision")
-BLOCKS = (("keep",), ("keep", "drop"), ("drop",))
+__all__ = ["KNOBS", "LayerwiseSpace", "Menu", "factor_step", "make_units"]
+
 DROP, DROP_DEAD = Step.of("drop_branch"), Step.of("drop_dead")
 PROPOSAL = "proposal"
-AUTO_TIE_ABOVE = 16
-DROPPERS: dict[str, tuple[str, dict[str, str]]] = {
-    # The default is not written out: it came later than channel steps did.
-    **{score: ("prune_channels", {} if score == "energy" else {"score": score}) for score in get_args(Score)},
-    "merge": ("merge_neurons", {}),
-}
-PRUNERS: dict[str, tuple[str, dict[str, str]]] = {
-    "magnitude": ("prune_magnitude", {}),
-    "obd": ("prune_obd", {"curvature": "fisher"}),
-    "obd_inputs": ("prune_obd", {"curvature": "inputs"}),
-    "obs": ("prune_obs", {}),
-}
 MOST_OPERATIONS = 1e12
 """Solving a layer's rows takes about as many; above it a layer falls back to magnitude and to the nearest value."""
-
-
-@dataclass(frozen=True)
-class Menu:
-    """Options of one layer.
-
-    Parameters
-    ----------
-    sparsity
-        Shares of weights dropped.
-    precision
-        Words of ``precision.WORDS``, such as ``float32``, ``w8a8``, ``k16`` or ``binary``.
-    rank
-        Shares of the weights that factors keep.
-    channels
-        Shares of the channels kept.
-    blocks
-        ``keep``, and ``drop`` for the residual branch that starts with the layer.
-    """
-
-    sparsity: tuple[float, ...] = (0.0,)
-    precision: tuple[str, ...] = ("float32",)
-    rank: tuple[float, ...] = (1.0,)
-    channels: tuple[float, ...] = (1.0,)
-    blocks: tuple[str, ...] = ("keep",)
-
-    def __post_init__(self) -> None:
-        for name in KNOBS:
-            if not getattr(self, name):
-                raise ConfigError(f"space.{name}: a menu needs at least one option")
-        if self.blocks not in BLOCKS:
-            raise ConfigError(
-                f"space.blocks: expected [keep], [keep, drop] or [drop] in this order; got [{', '.join(self.blocks)}]"
-            )
-        for text in self.precision:
-            precision_pair(text)
-        for share in self.sparsity:
-            if not 0 <= share < 1:
-                raise ConfigError(f"space.sparsity: shares lie in [0, 1), 0 leaves the layer as it is; got {share}")
-        for name in ("rank", "channels"):
-            for share in getattr(self, name):
-                if not 0 < share <= 1:
-                    raise ConfigError(f"space.{name}: shares lie in (0, 1], 1 leaves the layer as it is; got {share}")
 
 
 @dataclass(frozen=True)
@@ -107,10 +50,10 @@ class LayerwiseSpace:
         Whether weights that are left make up for those that go or are rounded, and factors are those of the outputs, where
         a layer allows it.
     prune
-        Which weights go: a word of ``PRUNERS``; ``auto``: ``obs`` where ``second_order`` allows it, else ``magnitude``; or
+        Which weights go: a word of ``steps.PRUNERS``; ``auto``: ``obs`` where ``second_order`` allows it, else ``magnitude``; or
         ``n_of_m``: as many of each group of inputs.
     drop
-        Which channels go: a word of ``DROPPERS``; where neurons cannot be merged, those of least energy.
+        Which channels go: a word of ``steps.DROPPERS``; where neurons cannot be merged, those of least energy.
     drop_dead
         Whether channels that pruning leaves without a connection are dropped.
     added
@@ -193,7 +136,7 @@ class LayerwiseSpace:
         }
         settings: list[dict[str, int]] = [{}]
         settings += [{knob: i} for knob in reversed(KNOBS[1:]) for i in range(1, longest[knob])]
-        for other in ("channels", "sparsity", "rank"):
+        for other in ("channels", "sparsity", "rank", "rewrite"):
             pairs = itertools.product(range(1, longest[other]), range(1, longest["precision"]))
             settings += [{other: i, "precision": j} for i, j in pairs]
         pairs = itertools.product(range(len(self.proposals)), range(longest["precision"]))
@@ -239,8 +182,8 @@ class LayerwiseSpace:
         return out
 
     def central(self) -> Choices:
-        """The middle option of each knob, with all channels and blocks kept."""
-        kept = ("/blocks", "/channels")
+        """The middle option of each knob, with all channels and blocks kept and no layer rewritten by choice."""
+        kept = ("/blocks", "/channels", "/rewrite")
         return {name: 0 if name.endswith(kept) else len(options) // 2 for name, options in self.menu().items()}
 
     def alone(self, unit: str, chosen: Mapping[str, float | int | str]) -> Policy:
@@ -298,15 +241,12 @@ class LayerwiseSpace:
         if options["blocks"] == "drop" and self._starts_branch(layer.name):
             yield DROP
             return
-        channels, rank = float(str(options["channels"])), float(str(options["rank"]))
+        channels = float(str(options["channels"]))
         if channels < 1:
             group = self.graph.group_of(layer.name)
             if group is not None and group.refusal is None and group.root == layer.name:
                 yield self._dropping(group, round(1 - channels, 6))
-        factors = None
-        if rank < 1:
-            wanted = self._best(layer, factor_steps(layer, rank, self.factorize))
-            factors = wanted if _fits(wanted, layer) else None
+        factors = self._in_place(layer, str(options["rewrite"]), float(str(options["rank"])))
         if factors is not None:
             yield factors
         sparsity, precision = float(str(options["sparsity"])), str(options["precision"])
@@ -321,6 +261,12 @@ class LayerwiseSpace:
             yield steps[0] if sparsity > 0 else self._best(layer, steps, factors)
         if pruned and self.drop_dead and self._can_empty(layer):
             yield DROP_DEAD
+
+    def _in_place(self, layer: LayerInfo, rewrite: str, rank: float) -> Step | None:
+        """What puts several layers in the layer's place: the rewrite where it fits, else the factorization where one does."""
+        pairs = [rewrite_steps(layer, rewrite), factor_steps(layer, rank, self.factorize) if rank < 1 else None]
+        wanted = [self._best(layer, pair) for pair in pairs if pair is not None]
+        return next((step for step in wanted if _fits(step, layer)), None)
 
     def _can_empty(self, layer: LayerInfo) -> bool:
         group = self.graph.group_of(layer.name)
@@ -352,104 +298,6 @@ class LayerwiseSpace:
         return plain if clashes else second_order
 
 
-def pruning_step(word: str, sparsity: float) -> Step:
-    """The step of a word of ``PRUNERS``."""
-    technique, fixed = PRUNERS[word]
-    return Step.of(technique, sparsity=sparsity, **fixed)
-
-
-def factor_step(layer: LayerInfo, share: float, factorize: str) -> Step:
-    """The factorization whose factors hold about this share of the layer's weights, for the weights alone."""
-    return factor_steps(layer, share, factorize)[0]
-
-
-def factor_steps(layer: LayerInfo, share: float, factorize: str) -> tuple[Step, Step]:
-    """The same, and that for the outputs where there is one.
-
-    A linear layer and a 1 x 1 convolution are matrices, whatever convolutions are factorized by.
-    """
-    wanted = share * layer.weights
-    out = layer.weight_shape[0]
-    inputs = layer.weights // out
-    if layer.kind == "linear" or layer.weight_shape[2:] == (1, 1):
-        return _whitened("svd", wanted / (out + inputs))
-    if factorize == "svd_channel":
-        return _whitened("svd_channel", wanted / (out + inputs))
-    into, height, width = layer.weight_shape[1:]
-    if factorize == "svd_spatial":
-        step = Step.of("svd_spatial", rank=_grid(wanted / (into * height + out * width)))
-    elif factorize == "cp":
-        step = Step.of("cp", rank=_grid(wanted / sum(layer.weight_shape)))
-    else:
-        a, b = out * into * height * width, out * out + into * into
-        scale = (-b + (b * b + 4 * a * wanted) ** 0.5) / (2 * a)
-        step = Step.of("tucker2", rank_in=_grid(scale * into), rank_out=_grid(scale * out))
-    return step, step
-
-
-def _whitened(technique: str, rank: float) -> tuple[Step, Step]:
-    return (
-        Step.of(technique, rank=_grid(rank)),
-        Step.of(technique, rank=_grid(rank), whitening="activations"),
-    )
-
-
-def make_units(
-    graph: ModelGraph, tie: str | Sequence[Sequence[str]], skip: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Units of tied layers: each layer alone, by stage, all together, or by lists of name patterns.
-
-    Raises
-    ------
-    ConfigError
-        Where a pattern matches no layer, or nothing is left.
-    """
-    for pattern in skip:
-        if not any(fnmatchcase(name, pattern) for name in graph.layers):
-            raise ConfigError(f"space.skip: '{pattern}' matches no layer; the network has {', '.join(graph.layers)}")
-    names = [name for name in graph.layers if not any(fnmatchcase(name, pattern) for pattern in skip)]
-    if not names:
-        raise ConfigError("space.skip leaves no layer to compress; skip fewer")
-    if tie == "auto":
-        tie = "none" if len(names) <= AUTO_TIE_ABOVE else "stage"
-    if tie == "none":
-        return {name: (name,) for name in names}
-    if tie == "all":
-        return {"all": tuple(names)}
-    if tie == "stage":
-        return _grouped({name: _stage(name) for name in names})
-    assert not isinstance(tie, str)
-    return _tied(names, tie)
-
-
-def _tied(names: Sequence[str], tie: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    owner: dict[str, str] = {}
-    for patterns in tie:
-        matched = [name for name in names if any(fnmatchcase(name, p) for p in patterns) and name not in owner]
-        if not matched:
-            raise ConfigError(
-                f"space.tie: {list(patterns)} matches no layer that is still free; the network has {', '.join(names)}"
-            )
-        owner |= dict.fromkeys(matched, "+".join(patterns))
-    return _grouped({name: owner.get(name, name) for name in names})
-
-
-def _grouped(owner: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    units: dict[str, list[str]] = {}
-    for name, unit in owner.items():
-        units.setdefault(unit, []).append(name)
-    return {unit: tuple(members) for unit, members in units.items()}
-
-
-def _stage(name: str) -> str:
-    parts = name.split(".")
-    return (
-        ".".join(parts[:2])
-        if len(parts) > 2 and parts[1].isdigit() and parts[0] in ("blocks", "stages", "features", "layers")
-        else parts[0]
-    )
-
-
 def _fits(step: Step, layer: LayerInfo) -> bool:
     technique = build(step)
     return technique.check(layer) is None and not technique.is_identity(layer)
@@ -461,7 +309,3 @@ def _thinned(counts: list[int], most: int) -> list[list[int]]:
     while math.prod(kept) > most and max(kept) > 2:
         kept[kept.index(max(kept))] -= 1
     return [sorted({round(i * (n - 1) / max(1, k - 1)) for i in range(k)}) for n, k in zip(counts, kept)]
-
-
-def _grid(rank: float) -> int:
-    return max(1, round(rank)) if rank < 12 else round(rank / 8) * 8

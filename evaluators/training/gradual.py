@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -22,7 +23,9 @@ SETTLED_SHARE = 0.8
 ROUNDS = 5
 """How often an iterative pruning prunes."""
 PRUNES_BELOW, SPLICES_FROM = 0.9, 1.1
-"""Of the threshold that leaves the target sparsity: weights below the one go, weights from the other on come back."""
+"""Of the threshold that leaves the sparsity of the moment: weights below the one go, weights from the other on come back."""
+REMEMBERED = 0.9
+"""What a weight that surgery masks keeps of its value each time the masks are chosen."""
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 PruneSchedule = Literal["gradual", "iterative", "surgery"]
@@ -38,20 +41,19 @@ class Schedule:
         (target, share of the time in [0, 1]) -> sparsity by then.
     is_due
         (step, steps until the masks settle) -> whether the masks are chosen anew at this step.
-    choose, settle
+    choose
         (original weight, its mask, weights to keep) -> new mask; while training, and once in the end.
     regrows
         Whether the gradient reaches masked weights, so that they can come back.
-    restarts
-        Whether a masked weight starts again from zero each time the masks are chosen.
+    remembers
+        What a masked weight keeps of its value each time the masks are chosen; 0: it starts again from zero.
     """
 
     sparsity: Callable[[float, float], float]
     is_due: Callable[[int, float], bool]
     choose: Choose
-    settle: Choose
     regrows: bool
-    restarts: bool
+    remembers: float
 
 
 def cubic(target: float, time: float) -> float:
@@ -65,10 +67,12 @@ def in_rounds(target: float, time: float) -> float:
 
 
 def spliced(original: Tensor, mask: Tensor, keep: int) -> Tensor:
-    """Guo 2016 (1608.04493, eq. 3): a weight between the two thresholds stays as it is, masked or not."""
+    """Guo 2016 (1608.04493, eq. 3): a weight between the two thresholds stays as it is, masked or not.
+
+    The paper fixes the thresholds and takes the sparsity that comes; here they are those that leave as many weights as asked.
+    """
     magnitude = original.abs()
-    threshold = magnitude.flatten().kthvalue(max(1, magnitude.numel() - keep)).values
-    return (mask & (magnitude >= PRUNES_BELOW * threshold)) | (magnitude >= SPLICES_FROM * threshold)
+    return largest(torch.where(mask, magnitude / PRUNES_BELOW, magnitude / SPLICES_FROM), keep)
 
 
 def ever_less_often(step: int, settled: float) -> bool:
@@ -101,16 +105,10 @@ def of_those_left(original: Tensor, mask: Tensor, keep: int) -> Tensor:
     return largest(original.masked_fill(~mask, 0.0), keep)
 
 
-def left_first(original: Tensor, mask: Tensor, keep: int) -> Tensor:
-    """Weights that are not masked before those that are, the largest of each first."""
-    magnitude = original.abs()
-    return largest(torch.where(mask, magnitude + magnitude.max(), magnitude), keep)
-
-
 SCHEDULES: dict[PruneSchedule, Schedule] = {
-    "gradual": Schedule(cubic, evenly, anew, anew, regrows=True, restarts=True),
-    "iterative": Schedule(in_rounds, at_rounds, of_those_left, of_those_left, regrows=False, restarts=True),
-    "surgery": Schedule(lambda target, _: target, ever_less_often, spliced, left_first, regrows=True, restarts=False),
+    "gradual": Schedule(cubic, evenly, anew, regrows=True, remembers=0.0),
+    "iterative": Schedule(in_rounds, at_rounds, of_those_left, regrows=False, remembers=0.0),
+    "surgery": Schedule(cubic, ever_less_often, spliced, regrows=True, remembers=REMEMBERED),
 }
 
 
@@ -156,6 +154,8 @@ def prune_gradually(
     seed: int,
     loss: Loss,
     schedule: PruneSchedule = "gradual",
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train in place while the named layers lose their smallest weights, down to their targets.
 
@@ -169,8 +169,12 @@ def prune_gradually(
     schedule
         ``gradual``: sparsity rises along a cubic, weights come back; a masked one starts again from zero each time the masks
         are chosen, since what nothing holds back would drift until it is large for no merit. ``iterative``: in rounds of
-        pruning and training, what went stays away. ``surgery``: the target holds from the start, and masked weights go on
-        learning until they are spliced in again (dynamic network surgery, 1608.04493).
+        pruning and training, what went stays away. ``surgery``: along the same cubic, and masked weights go on learning until
+        they are spliced in again (dynamic network surgery, 1608.04493). What is masked changes nothing, so nothing answers its
+        gradient: at the target from the first step, or without forgetting, such weights outgrow all that is kept and take its
+        place. The paper's small rate and long training keep them small.
+    checkpoint, on_epoch
+        As ``train`` takes them; the masks are part of what is kept.
 
     Raises
     ------
@@ -193,9 +197,9 @@ def prune_gradually(
                 target = targets[name]
                 _choose(layer, target if name in pruned else plan.sparsity(target, time), plan)
 
-    train(model, data, recipe, seed=seed, loss=loss, on_step=update)
+    train(model, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch, on_step=update)
     for name, layer in layers.items():
-        _choose(layer, targets[name], replace(plan, choose=plan.settle))
+        _choose(layer, targets[name], plan)
         forms.set_form(layer, forms.MaskedWeight(cast(Tensor, forms.mask_of(layer)).clone()))
 
 
@@ -209,5 +213,4 @@ def _choose(layer: nn.Module, sparsity: float, schedule: Schedule) -> None:
     original = cast(Tensor, cast(Any, layer.parametrizations).weight.original).detach()
     mask = cast(Tensor, forms.mask_of(layer))
     mask.copy_(schedule.choose(original, mask, original.numel() - round(sparsity * original.numel())))
-    if schedule.restarts:
-        original.masked_fill_(~mask, 0.0)
+    original.mul_(torch.where(mask, 1.0, schedule.remembers))

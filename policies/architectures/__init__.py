@@ -14,6 +14,7 @@ from .lenet import LeNet5, LeNet300100
 from .mobilenet_v1 import MobileNetV1, MobileNetV1Knobs
 from .mobilenet_v2 import MobileNetV2, MobileNetV2Knobs
 from .plain import PlainKnobs, PlainNet
+from .pocket import PocketKnobs, PocketNet
 from .resnet_cifar import ResNet20
 from .shufflenet import ShuffleNet, ShuffleNetKnobs
 from .squeezenet import SqueezeNet, SqueezeNetKnobs
@@ -26,6 +27,7 @@ SHAPED: dict[str, Family] = {
     "mobilenet_v1": Family(MobileNetV1Knobs, MobileNetV1),
     "mobilenet_v2": Family(MobileNetV2Knobs, MobileNetV2),
     "plain": Family(PlainKnobs, PlainNet, num_classes=10),
+    "pocket": Family(PocketKnobs, PocketNet, num_classes=10),
     "shufflenet": Family(ShuffleNetKnobs, ShuffleNet),
     "squeezenet": Family(SqueezeNetKnobs, SqueezeNet),
     "tied_resnet": Family(TiedResNetKnobs, TiedResNet, num_classes=10),

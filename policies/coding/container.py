@@ -20,10 +20,14 @@ from .tensors import StoredTensor
 MAGIC = b"PP"
 OVERHEAD = len(MAGIC) + 1 + 4
 
+COMPACT = 3
+"""The version of files of small networks."""
 _HUFFMAN = 0x80
 """Set in the byte of the version where the stream holds Huffman codes."""
 _DIMENSIONS = 32
 _TEXT_LIMIT = 1 << 22
+_MOST_NUMBERED = 1 << 12
+"""Tensors without names, which cost nothing to declare."""
 _WORDS = (
     b"backbone.encoder.attention.linear.norm.head.stem.conv_stem.bn_dw.conv_dw.conv_pwl.conv_pw.se.conv_reduce.conv_expand."
     b"inception.branch.fire.squeeze.expand1x1.expand3x3.shortcut.downsample.0.weight.features.classifier.block.blocks."
@@ -36,6 +40,20 @@ _WORDS = (
     b'[{"policy":{"version":1,"layers":{"conv1":[{"prune_magnitude":{"sparsity":0.9}},{"share":{"clusters":16}}],"conv2":'
 )
 """Frequent words for deflate to refer to; part of the format."""
+_BRIEF_WORDS = _WORDS + (
+    b'{"prune_magnitude":{"sparsity":0.75}},{"share":{"clusters":8,"iterations":30,"rounding":"nearest"}}],'
+    b'"shape":{"family":"mobilenet_v1","pocket","places":[1,2,0,2,1,1,0,0,0,0,0,0,0,0,0,0]}},'
+    b'[{"quantize":{"activations":"float32","bits":2,"rounding":"nearest"}}],[{"quantize":{"activations":"int8","bits":8,'
+    b'"rounding":"nearest"}}]],[{"quantize":{"activations":"float32","bits":3,"rounding":"second_order"}}],'
+    b'[{"quantize":{"activations":"float32","bits":4,"rounding":"second_order"}}]],"places":[0,1,0,1,0,0,0,0,0,0,0,0,0]}},'
+    b'[{"policy":{"version":1,"layers":[[{"quantize":{"activations":"float32","bits":3,"rounding":"nearest"}}],'
+    b'[{"quantize":{"activations":"float32","bits":4,"rounding":"nearest"}}]],"places":[0,1,1,1,1,0,0]}},1'
+)
+"""The same for compact files."""
+
+
+def _words(version: int) -> bytes:
+    return _BRIEF_WORDS if version >= COMPACT else _WORDS
 
 
 def element_limit(size_bytes: int) -> int:
@@ -63,11 +81,10 @@ def unframe(data: bytes) -> tuple[bytes, int, Coder]:
     """
     if len(data) < OVERHEAD or data[: len(MAGIC)] != MAGIC:
         raise FormatError(f"not a paretopress file: expected {MAGIC!r} and at least {OVERHEAD} bytes, got {data[:2]!r}")
-    marked, latest = data[len(MAGIC)], kinds.latest_version()
+    marked = data[len(MAGIC)]
     version = marked & ~_HUFFMAN
-    if not 1 <= version <= latest:
-        expected = "expected 1" if latest == 1 else f"expected 1 to {latest}"
-        raise FormatError(f"format version {version}, {expected}; read it with a later paretopress")
+    if not 1 <= version <= kinds.LATEST:
+        raise FormatError(f"format version {version}, expected 1 to {kinds.LATEST}; read it with a later paretopress")
     body = data[OVERHEAD:]
     if zlib.crc32(body) != int.from_bytes(data[OVERHEAD - 4 : OVERHEAD], "little"):
         raise FormatError("the checksum does not match; the file is truncated or damaged, get it again")
@@ -94,7 +111,7 @@ def entry_of(name: str, tensor: StoredTensor) -> Entry:
     return entry
 
 
-def write_header(writer: Writer, entries: list[Entry], metadata: Mapping[str, Any]) -> None:
+def write_header(writer: Writer, entries: list[Entry], metadata: Mapping[str, Any], version: int | None = None) -> None:
     """Write names and metadata, then the entries column by column.
 
     Raises
@@ -102,10 +119,13 @@ def write_header(writer: Writer, entries: list[Entry], metadata: Mapping[str, An
     ModelError
         Where names or metadata are no JSON or too long.
     """
-    _write_text(writer, [dict(metadata), *(entry.name for entry in entries)])
+    version = version or kinds.version_of(entries)
+    names = [entry.name for entry in entries]
+    numbered = version >= COMPACT and len(names) <= _MOST_NUMBERED and names == _numbered(len(names))
+    _write_text(writer, [dict(metadata), len(names)] if numbered else [dict(metadata), *names], version)
     of = kinds.KINDS
     forms = np.array([entry.form for entry in entries], np.int64)
-    write_ints(writer, forms, kinds.top_form(kinds.version_of(entries)))
+    write_ints(writer, forms, kinds.top_form(version))
     write_ints(writer, np.array([len(entry.shape) for entry in entries], np.int64), _DIMENSIONS)
     write_ints(writer, np.array([size for entry in entries for size in entry.shape], np.int64))
     for types in kinds.TYPE_COLUMNS:
@@ -123,7 +143,7 @@ def read_header(reader: Reader, size_bytes: int, version: int) -> tuple[list[Ent
     FormatError
         Where the header is damaged or declares more elements than such a file may hold.
     """
-    metadata, names = _read_text(reader, size_bytes)
+    metadata, names = _read_text(reader, size_bytes, version)
     count = len(names)
     forms = read_ints(reader, count, kinds.top_form(version)).tolist()
     if forms and max(forms) >= len(kinds.KINDS):
@@ -158,7 +178,7 @@ def elements(entries: list[Entry]) -> int:
     return sum(prod(max(size, 1) for size in entry.shape) + entry.table for entry in entries)
 
 
-def _write_text(writer: Writer, document: list[Any]) -> None:
+def _write_text(writer: Writer, document: list[Any], version: int) -> None:
     try:
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     except (TypeError, ValueError, RecursionError) as error:
@@ -167,7 +187,7 @@ def _write_text(writer: Writer, document: list[Any]) -> None:
         raise ModelError(
             f"names and metadata take {len(text)} bytes, expected at most {_TEXT_LIMIT}; shorten the metadata"
         )
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _WORDS)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _words(version))
     packed = deflate.compress(text) + deflate.flush()
     smaller = len(packed) < len(text)
     coded = packed if smaller else text
@@ -176,18 +196,28 @@ def _write_text(writer: Writer, document: list[Any]) -> None:
     writer.uniform(np.frombuffer(coded, np.uint8), 256)
 
 
-def _read_text(reader: Reader, size_bytes: int) -> tuple[dict[str, Any], list[str]]:
+def _numbered(count: int) -> list[str]:
+    return [str(place) for place in range(count)]
+
+
+def _read_text(reader: Reader, size_bytes: int, version: int) -> tuple[dict[str, Any], list[str]]:
     packed = reader.choice(2)
     length = reader.number(size_bytes + OVERHEAD, "the length of names and metadata")
     coded = reader.uniform(length, 256).astype(np.uint8).tobytes()
     try:
-        text = zlib.decompressobj(-15, _WORDS).decompress(coded, _TEXT_LIMIT) if packed else coded
+        text = zlib.decompressobj(-15, _words(version)).decompress(coded, _TEXT_LIMIT) if packed else coded
         document = json.loads(text.decode("utf-8", "surrogatepass"))
     except (zlib.error, ValueError, RecursionError) as error:
         raise FormatError(f"names and metadata cannot be read: {error}; the file is damaged") from error
     if not isinstance(document, list) or not document or not isinstance(document[0], dict):
         raise FormatError("expected a list of metadata and names; the file is damaged")
     metadata, *names = document
+    if version >= COMPACT and len(names) == 1 and type(names[0]) is int:
+        if not 0 <= names[0] <= _MOST_NUMBERED:
+            raise FormatError(
+                f"{names[0]} tensors without names, expected at most {_MOST_NUMBERED}; the file is damaged"
+            )
+        names = _numbered(names[0])
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise FormatError("expected distinct names; the file is damaged")
     return metadata, names

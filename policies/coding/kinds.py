@@ -1,8 +1,8 @@
 """The kinds of tensors that a file may hold: one row each says how it is described, written and read.
 
 A tensor's form in a file is its row's place, so that rows are only ever added at the end. Files that hold none of the added
-rows are of version 1, byte for byte; the others are of version 2. A kind needs nothing elsewhere but its class in
-``tensors``.
+rows are of version 1, byte for byte; the others are of version 2, and compact files of version 3. A kind needs nothing
+elsewhere but its class in ``tensors``.
 """
 
 from __future__ import annotations
@@ -222,6 +222,8 @@ KINDS: tuple[Kind, ...] = (
 )
 """In the order of their form: dense, sparse, codebook, codebook with a mask, uniform, generated, vectors, hashed."""
 
+LATEST = 3
+"""The latest version that can be read: 1 and 2 by the kinds, 3 for compact files."""
 _FIRST_KINDS = 5
 """Kinds that version 1 has."""
 
@@ -234,11 +236,6 @@ def number_of(tensor: object) -> int | None:
 def version_of(entries: Iterable[Entry]) -> int:
     """The version of a file with these entries."""
     return 1 if all(entry.form < _FIRST_KINDS for entry in entries) else 2
-
-
-def latest_version() -> int:
-    """The latest version that can be read."""
-    return 1 if len(KINDS) == _FIRST_KINDS else 2
 
 
 def top_form(version: int) -> int:

@@ -16,6 +16,7 @@ from .base import (
     plain,
     round_through,
     set_form,
+    significant,
     stored_weight,
     weighted_modules,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "set_binary_input",
     "set_form",
     "set_input_range",
+    "significant",
     "stored_weight",
     "weighted_modules",
     "weighted_scales",

@@ -21,6 +21,8 @@ from ..copying import sharing_copy
 from .input_range import drop_input_range
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
+BFLOAT16_BITS = 8
+"""Significant bits of bfloat16."""
 
 
 class Form(Protocol):
@@ -114,6 +116,14 @@ def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
 def per_channel(scale: Tensor, weight: Tensor) -> Tensor:
     """The scale of each output channel (out,) in a shape that multiplies the weight (out, ...)."""
     return scale.view(-1, *(1,) * (weight.ndim - 1))
+
+
+def significant(values: Tensor, bits: int) -> Tensor:
+    """The nearest numbers of so many significant bits, of two the even one."""
+    if bits == BFLOAT16_BITS:
+        return values.bfloat16().float()
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
 
 
 def as_numpy(x: Tensor) -> np.ndarray:

@@ -12,12 +12,14 @@ from ..policy import Scalar, Step
 from .base import About, Calibration, LayerCost, LayerInfo, Phase, Technique
 from .binarize import Binarize
 from .circulant import Circulant
+from .collapse import Collapse
 from .cp import CP
 from .drop_branch import DropBranch
 from .drop_dead import DropDead
 from .fastfood import Fastfood
 from .fixed_point import FixedPoint
 from .hash_weights import HashWeights
+from .keep_channels import KeepChannels
 from .merge_neurons import MergeNeurons
 from .product_quantize import ProductQuantize
 from .prune_channels import PruneChannels
@@ -27,6 +29,11 @@ from .prune_obd import PruneOBD
 from .prune_obs import PruneOBS
 from .quantize_uniform import QuantizeUniform
 from .residual_quantize import ResidualQuantize
+from .rewrite_asymmetric import RewriteAsymmetric
+from .rewrite_flattened import RewriteFlattened
+from .rewrite_pooled import RewritePooled
+from .rewrite_separable import RewriteSeparable
+from .rewrite_stacked import RewriteStacked
 from .share_kmeans import ShareKMeans
 from .share_soft import ShareSoft
 from .svd_channel import SVDChannel
@@ -35,20 +42,32 @@ from .svd_spatial import SVDSpatial
 from .toeplitz import Toeplitz
 from .tucker2 import Tucker2
 
-ChannelTechnique = PruneChannels | MergeNeurons
+ChannelTechnique = PruneChannels | MergeNeurons | KeepChannels
 """What drops channels of a coupled group: it says how many are kept (``keep``) and how they are chosen (``chosen_by``)."""
 
+WholeTechnique = Collapse | DropBranch | DropDead
+"""What is done to the network around a layer."""
+
 TECHNIQUES: dict[
-    str, type[Technique] | type[DropBranch] | type[DropDead] | type[PruneChannels] | type[MergeNeurons]
+    str,
+    type[Technique]
+    | type[Collapse]
+    | type[DropBranch]
+    | type[DropDead]
+    | type[KeepChannels]
+    | type[MergeNeurons]
+    | type[PruneChannels],
 ] = {
     "binarize": Binarize,
     "circulant": Circulant,
+    "collapse": Collapse,
     "cp": CP,
     "drop_branch": DropBranch,
     "drop_dead": DropDead,
     "fastfood": Fastfood,
     "fixed_point": FixedPoint,
     "hash_weights": HashWeights,
+    "keep_channels": KeepChannels,
     "merge_neurons": MergeNeurons,
     "product_quantize": ProductQuantize,
     "prune_channels": PruneChannels,
@@ -58,6 +77,11 @@ TECHNIQUES: dict[
     "prune_obs": PruneOBS,
     "quantize": QuantizeUniform,
     "residual_quantize": ResidualQuantize,
+    "rewrite_asymmetric": RewriteAsymmetric,
+    "rewrite_flattened": RewriteFlattened,
+    "rewrite_pooled": RewritePooled,
+    "rewrite_separable": RewriteSeparable,
+    "rewrite_stacked": RewriteStacked,
     "share": ShareKMeans,
     "share_soft": ShareSoft,
     "svd": SVDLinear,
@@ -72,20 +96,23 @@ __all__ = [
     "About",
     "Calibration",
     "ChannelTechnique",
+    "Collapse",
     "DropBranch",
     "DropDead",
+    "KeepChannels",
     "LayerCost",
     "LayerInfo",
     "MergeNeurons",
     "Phase",
     "PruneChannels",
     "Technique",
+    "WholeTechnique",
     "build",
     "spelled_out",
 ]
 
 
-def build(step: Step) -> Technique | DropBranch | DropDead | ChannelTechnique:
+def build(step: Step) -> Technique | WholeTechnique | ChannelTechnique:
     """The technique that a step of a policy names, with its hyper-parameters.
 
     Raises
@@ -109,7 +136,7 @@ def build(step: Step) -> Technique | DropBranch | DropDead | ChannelTechnique:
     return cls(**given)
 
 
-def spelled_out(technique: Technique | DropBranch | DropDead | ChannelTechnique) -> Step:
+def spelled_out(technique: Technique | WholeTechnique | ChannelTechnique) -> Step:
     """The step with every hyper-parameter, so that a default left out makes no other candidate.
 
     Hyper-parameters that were added later are left out at their default, see ``base.ADDED_LATER``.

@@ -44,6 +44,9 @@ class LayerInfo:
         Its attributes that the network reads beside calling it, as ``weight``.
     calls
         How often one forward pass runs it: more than once where layers share their weights. Shapes are those of the first.
+    positions
+        Of a linear layer behind the flattening of a (C, H, W) map: H W, as many of its features in a row are one channel's;
+        1 otherwise, and where the channels are not known.
     """
 
     name: str
@@ -58,6 +61,7 @@ class LayerInfo:
     groups: int = 1
     read: tuple[str, ...] = ()
     calls: int = 1
+    positions: int = 1
 
     @property
     def weights(self) -> int:
@@ -128,7 +132,7 @@ class About:
     ----------
     rows
         Kinds of technique it covers, as the documentation numbers them: ``P1`` to ``P13`` prune, ``Q1`` to ``Q16`` quantize
-        and share, ``R1`` to ``R4`` factorize.
+        and share, ``R1`` to ``R4`` factorize, ``A4`` to ``A7`` rewrite, ``A8`` learns the architecture.
     title
         In a few words.
     layers

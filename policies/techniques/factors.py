@@ -179,6 +179,27 @@ def two_layers(layer: nn.Conv2d | nn.Linear, left: Tensor, right: Tensor) -> nn.
     return nn.Sequential(first, conv_factor(left[:, :, None, None], layer, layer.bias)).train(layer.training)
 
 
+def spatial_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Weights (rank, in, kh, 1) and (out, rank, 1, kw) whose composition is nearest to a weight (out, in, kh, kw)."""
+    out_channels, in_channels, kernel_y, kernel_x = weight.shape
+    matrix = weight.permute(1, 2, 3, 0).reshape(in_channels * kernel_y, kernel_x * out_channels)
+    left, right = truncated_svd(matrix, rank)
+    vertical = left.T.reshape(-1, in_channels, kernel_y, 1)
+    horizontal = right.reshape(-1, kernel_x, out_channels).permute(2, 0, 1).unsqueeze(2)
+    return vertical, horizontal
+
+
+def column_and_row(layer: nn.Conv2d, vertical: Tensor, horizontal: Tensor, bias: Tensor | None) -> nn.Sequential:
+    """Layers with the weights (rank, in, kh, 1) and (out, rank, 1, kw), each with the geometry of its own axis."""
+    (stride_y, stride_x), (dilation_y, dilation_x) = layer.stride, layer.dilation
+    # The words "same" and "valid" mean the same for each axis alone.
+    padding = layer.padding
+    pad_y, pad_x = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
+    first = conv_factor(vertical, layer, stride=(stride_y, 1), padding=pad_y, dilation=(dilation_y, 1))
+    second = conv_factor(horizontal, layer, bias, stride=(1, stride_x), padding=pad_x, dilation=(1, dilation_x))
+    return nn.Sequential(first, second).train(layer.training)
+
+
 def dearer_reason(technique: Factorization, layer: LayerInfo) -> str | None:
     """Why factors make a layer no cheaper: they would multiply as often as it does, or be as many; or ``None``."""
     if technique.is_identity(layer) or _helps(technique, layer):
@@ -199,7 +220,7 @@ def _helps(technique: Factorization, layer: LayerInfo) -> bool:
 def _largest_that_helps(technique: Factorization, layer: LayerInfo) -> str | None:
     """In words; of several ranks, the largest that stand to each other as those that were given."""
     given = {entry.name: getattr(technique, entry.name) for entry in fields(technique) if entry.type == "int"}
-    top = max(given.values())
+    top = max(given.values(), default=0)
     for part in range(top - 1, 0, -1):
         ranks = {name: max(1, rank * part // top) for name, rank in given.items()}
         if _helps(replace(technique, **ranks), layer):

@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from .base import About, Calibration, LayerCost, LayerInfo, Phase
-from .factors import FLOAT_BITS, conv_factor, conv_reason, dearer_reason, require_plain, require_rank, truncated_svd
+from .factors import (
+    FLOAT_BITS,
+    column_and_row,
+    conv_reason,
+    dearer_reason,
+    require_plain,
+    require_rank,
+    spatial_factors,
+)
+
+__all__ = ["SVDSpatial", "spatial_factors"]
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,7 @@ class SVDSpatial:
         if self.rank >= _full_rank(tuple(layer.weight.shape)):
             return layer
         vertical, horizontal = spatial_factors(layer.weight, self.rank)
-        (stride_y, stride_x), (dilation_y, dilation_x) = layer.stride, layer.dilation
-        # The words "same" and "valid" mean the same for each axis alone.
-        padding = layer.padding
-        pad_y, pad_x = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
-        first = conv_factor(vertical, layer, stride=(stride_y, 1), padding=pad_y, dilation=(dilation_y, 1))
-        second = conv_factor(
-            horizontal, layer, layer.bias, stride=(1, stride_x), padding=pad_x, dilation=(1, dilation_x)
-        )
-        return nn.Sequential(first, second).train(layer.training)
+        return column_and_row(layer, vertical, horizontal, layer.bias)
 
     def cost(self, layer: LayerInfo) -> LayerCost:
         if self.is_identity(layer):
@@ -75,16 +77,6 @@ class SVDSpatial:
         first, second = in_channels * kernel_y * self.rank, self.rank * kernel_x * out_channels
         macs = height * (first * layer.input_shape[2] + second * width)
         return LayerCost(macs, float(FLOAT_BITS * (first + second)))
-
-
-def spatial_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Weights (rank, in, kh, 1) and (out, rank, 1, kw) whose composition is nearest to a weight (out, in, kh, kw)."""
-    out_channels, in_channels, kernel_y, kernel_x = weight.shape
-    matrix = weight.permute(1, 2, 3, 0).reshape(in_channels * kernel_y, kernel_x * out_channels)
-    left, right = truncated_svd(matrix, rank)
-    vertical = left.T.reshape(-1, in_channels, kernel_y, 1)
-    horizontal = right.reshape(-1, kernel_x, out_channels).permute(2, 0, 1).unsqueeze(2)
-    return vertical, horizontal
 
 
 def _full_rank(shape: tuple[int, ...]) -> int:

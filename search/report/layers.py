@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...policies.ranges import read_ranges
 from ...policies.techniques.prune_channels import PruneChannels
 from .data import Record, ReportData
 from .text import share_text, steps_text
@@ -88,7 +89,8 @@ def _row(layer: Record, steps: Sequence[Mapping[str, Any]], total: int) -> Layer
         ),
         bits=_binary(done) or _bits(done),
         rank=_rank(done, shape),
-        channels=_channels(done.get("prune_channels") or done.get("merge_neurons"), shape),
+        channels=_kept(done.get("keep_channels"), shape)
+        or _channels(done.get("prune_channels") or done.get("merge_neurons"), shape),
     )
 
 
@@ -141,6 +143,13 @@ def _rank(done: Mapping[str, Mapping[str, Any]], shape: Sequence[int]) -> Bar | 
 
 def _bar(label: str, part: float, full: float) -> Bar:
     return Bar(label, min(1.0, part / full)) if full else Bar(label, 0.0)
+
+
+def _kept(given: Mapping[str, Any] | None, shape: Sequence[int]) -> Bar | None:
+    if given is None:
+        return None
+    kept = len(read_ranges(given["kept"]))
+    return Bar(f"{kept} of {shape[0]}", kept / shape[0]) if shape else Bar(str(kept), 1.0)
 
 
 def _channels(given: Mapping[str, Any] | None, shape: Sequence[int]) -> Bar | None:

@@ -19,6 +19,7 @@ from .data import ReportData, chosen
 from .figures import front_figures, front_series
 from .hover import hover_texts
 from .layers import layer_rows
+from .learned import learned_rows
 from .progress import reference_point
 from .rungs import correlations, rung_rows
 from .text import metric_title, seconds_text, shape_text, value_text
@@ -50,6 +51,7 @@ def render(data: ReportData) -> str:
         ],
         reference=[(metric_title(m, data.quality), value_text(m, value)) for m, value in reference_point(data).items()],
         failures=facts.failures(data),
+        learned=learned_rows(data),
         rungs=rung_rows(data),
         correlations=correlations(data),
         methods=[(metric_title(name, data.quality), text) for name, text in data.methods.items()],

@@ -30,8 +30,8 @@ AXES = {
 def curve_figures(profile: Profile) -> dict[str, dict[str, go.Figure]]:
     """Quantity -> knob -> a curve for each unit (Han et al. 2015, figure 6); what nobody measured is absent."""
     out: dict[str, dict[str, go.Figure]] = {}
-    # Of a block, which is there or not, there is no curve.
-    gradual = [knob for knob in knobs(profile) if knob != "blocks"]
+    # Of a block, which is there or not, and of rewrites, which are of different kinds, there is no curve.
+    gradual = [knob for knob in knobs(profile) if knob not in ("blocks", "rewrite")]
     for quantity in QUANTITIES:
         drawn = {knob: [curve(profile, unit, knob) for unit in units(profile)] for knob in gradual}
         found = [figure_of(profile, i, quantity) for lines in drawn.values() for line in lines for i in line]

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from statistics import median
 
 from ...spaces.precision import precision_step
+from ...spaces.steps import REWRITES
 from .data import Record
 from .layers import code_bits
 
-KNOBS = ("sparsity", "precision", "rank", "channels", "blocks")
+KNOBS = ("sparsity", "precision", "rank", "rewrite", "channels", "blocks")
 NEUTRAL: Mapping[str, str | float] = {
     "sparsity": 0.0,
     "precision": "float32",
     "rank": 1.0,
+    "rewrite": "keep",
     "channels": 1.0,
     "blocks": "keep",
 }
@@ -176,9 +178,11 @@ _WIDTH = 512
 
 
 def harshness(knob: str, option: str | float) -> float:
-    """Options in order: larger takes more away."""
+    """Options in order: larger takes more away, but for rewrites, which have an order of their own."""
     if knob == "blocks":
         return float(option == "drop")
+    if knob == "rewrite":
+        return float(list(REWRITES).index(str(option)))
     if knob == "precision":
         _, bits, order = precision(str(option))
         return -bits + 0.1 * order

@@ -50,6 +50,8 @@ def option_text(knob: str, option: str | float, alone: bool = False) -> str:
     """An option in short, ``90 % zeros``; ``alone`` where the knob is named beside it."""
     if knob == "precision":
         return str(option)
+    if knob == "rewrite":
+        return "not rewritten" if option == "keep" else str(option)
     if knob == "blocks":
         return {"keep": "block kept", "drop": "block dropped"}[str(option)]
     share = share_text(float(option))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...evaluators.base import METRICS
+from ...policies.ranges import read_ranges
 
 NOT_MEASURED = "not measured"
 RUNGS = {
@@ -26,6 +27,8 @@ _SCALES = {
 # In the order in which techniques are applied; the braces name the hyper-parameters that are needed.
 _STEPS = {
     "drop_branch": "block dropped",
+    "collapse": "ReLU left out{merged}",
+    "keep_channels": "{count} channels kept",
     "merge_neurons": "−{sparsity} neurons (merged)",
     "prune_channels": "−{sparsity} channels",
     "svd": "rank {rank}",
@@ -33,6 +36,11 @@ _STEPS = {
     "svd_channel": "channel rank {rank}",
     "cp": "CP rank {rank}",
     "tucker2": "Tucker {rank_in}→{rank_out}",
+    "rewrite_separable": "separable × {multiplier}",
+    "rewrite_stacked": "stacked 3 × 3",
+    "rewrite_asymmetric": "column and row",
+    "rewrite_flattened": "flattened filters",
+    "rewrite_pooled": "pooled over {positions} positions",
     "prune_magnitude": "{sparsity} zeros",
     "prune_obd": "{sparsity} zeros ({curvature})",
     "prune_obs": "{sparsity} zeros (second order)",
@@ -112,6 +120,10 @@ def step_text(step: Mapping[str, Mapping[str, Any] | None]) -> str:
         words["sparsity"] = share_text(words["sparsity"])
     if technique == "quantize":
         words["activations"] = "a8" if words.get("activations") == "int8" else ""
+    if technique == "keep_channels":
+        words["count"] = len(read_ranges(words["kept"]))
+    if technique == "collapse":
+        words["merged"] = ", one with the next layer" if words.get("merge", True) else ""
     try:
         return _STEPS[technique].format(**words)
     except KeyError:

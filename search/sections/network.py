@@ -29,6 +29,14 @@ class ModelConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> ModelConfig:
+        if self.train is not None and self.train.teach != "soft" and not self.train.teachers:
+            raise ValueError(
+                f"model.train.teach: {self.train.teach} needs model.train.teachers: nothing but its data teaches the network yet"
+            )
+        return self
+
 
 class DataConfig(Section):
     """Pictures with labels."""

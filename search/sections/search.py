@@ -56,12 +56,25 @@ class StorageConfig(Section):
     """How compressed networks are stored."""
 
     coder: Coder = Field("ans", description="ans for the fewest bytes, or huffman for codes of whole bits (1510.00149)")
+    compact: bool = Field(
+        False,
+        description="for networks of a few thousand weights: files leave out what network and policy tell (names, settled"
+        " statistics), small layers share probability tables, and scales are folded into batch norms",
+    )
+    vector_bits: Annotated[int, Field(ge=2, le=8)] = Field(
+        8, description="significant bits of biases and of the batch norms' scales and shifts"
+    )
 
 
 class PoolConfig(Section):
     """Where candidates are evaluated."""
 
     kind: Literal["ray", "in-process"] = "ray"
+    train: Literal["pool", "tune"] = Field(
+        "pool",
+        description="where finalists are recovered: on the pool like all else, or as trials of Ray Tune, which keep their"
+        " state after every epoch and go on from it where a process or the run dies",
+    )
     workers: Count | None = Field(None, description="default: one a core")
     address: str | None = Field(None, description="of a Ray cluster; local by default")
     min_timeout_s: Positive = Field(60.0, description="least time before an evaluation is taken for hung")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...spaces.precision import KNOWN
 from .base import Count, Section, Share
+from .learned import LearnedConfig
 from .training import TrainConfig
+
+Rewrite = Literal["keep", "separable", "stacked", "asymmetric", "flattened", "pooled"]
 
 
 class SpaceRule(Section):
@@ -20,6 +23,7 @@ class SpaceRule(Section):
     rank: tuple[float, ...] | None = None
     channels: tuple[float, ...] | None = None
     blocks: tuple[Literal["keep", "drop"], ...] | None = None
+    rewrite: tuple[Rewrite, ...] | None = None
 
 
 class SupernetConfig(TrainConfig):
@@ -68,6 +72,11 @@ class SpaceConfig(Section):
     blocks: tuple[Literal["keep", "drop"], ...] = Field(
         ("keep",), description="keep, or keep and drop: whether residual branches may be dropped whole"
     )
+    rewrite: tuple[Rewrite, ...] = Field(
+        ("keep",),
+        description="what may stand in a convolution's place: depthwise separable layers, 3 x 3 ones in a row, a column and a"
+        " row, flattened filters; and in that of a linear layer on a map, global average pooling (pooled)",
+    )
     multiple: Count = Field(8, description="channel counts are multiples of this")
     factorize: Literal["svd_spatial", "svd_channel", "tucker2", "cp"] = Field(
         "svd_spatial", description="how convolutions are factorized; linear layers and 1 x 1 ones are by SVD"
@@ -78,7 +87,8 @@ class SpaceConfig(Section):
         " second-order change of what reads them; or neurons that are alike are merged (1507.06149)",
     )
     drop_dead: bool = Field(
-        False, description="drop channels that pruning leaves without a connection; not where ranks are chosen too"
+        False,
+        description="drop channels that pruning leaves without a connection; not where ranks or rewrites are chosen too",
     )
     prune: Literal["auto", "magnitude", "obd", "obd_inputs", "obs", "n_of_m"] = Field(
         "auto",
@@ -95,8 +105,17 @@ class SpaceConfig(Section):
     )
     skip: tuple[str, ...] = Field((), description="patterns of layers that are left alone")
     rules: tuple[SpaceRule, ...] = ()
+    learned: LearnedConfig = LearnedConfig()
     shape: ShapeConfig | None = Field(
         None,
         description="search the shape of the network in place of what is done to its layers; model.name is family:NAME"
         " with the largest shape as its arguments",
     )
+
+    @model_validator(mode="after")
+    def _learned_or_shaped(self) -> SpaceConfig:
+        if self.shape is not None and self.learned.lambdas:
+            raise ValueError(
+                "shape and learned exclude each other: neurons are learned on one network; give one of them"
+            )
+        return self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...evaluators.training.augment import Augment
 from ...evaluators.training.loop import Recipe
+from ...evaluators.training.methods import Method
 from ...evaluators.training.penalties import PENALTIES, make_penalty
 from ...policies.errors import ConfigError
 from .base import Count, Positive, Section, Share
@@ -20,6 +21,36 @@ class AugmentConfig(Section):
     flip: bool = Field(False, description="mirror left and right")
     rotate: float = Field(0.0, ge=0, le=180, description="largest rotation in degrees")
     scale: float = Field(0.0, ge=0, lt=1, description="largest relative change of size")
+
+
+class HintConfig(Section):
+    """Which inner layer learns from which (FitNets, 1412.6550)."""
+
+    student: str | None = Field(None, description="the layer that learns; the middle one where not given")
+    guide: str | None = Field(None, description="the teacher's layer that it learns from; the middle one")
+    share: float = Field(0.3, gt=0, lt=1, description="share of the epochs that go to the hint, before the outputs")
+
+
+class TeacherConfig(Section):
+    """A trained network to learn from; its weights alone are enough where it is built like the one that learns."""
+
+    weights: str = Field(description="a .safetensors or .pt file")
+    name: str | None = Field(None, description="as model.name; where not given, built like the network that learns")
+    num_classes: Count | None = Field(None, description="outputs; the data's classes where not given")
+    arguments: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="for the network's constructor"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_alone(cls, value: Any) -> Any:
+        return {"weights": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _shape_has_a_name(self) -> TeacherConfig:
+        if self.name is None and (self.arguments or self.num_classes):
+            raise ValueError("arguments and num_classes are of a network with a name of its own; give name")
+        return self
 
 
 class TrainConfig(Section):
@@ -39,6 +70,25 @@ class TrainConfig(Section):
         + ", ".join(PENALTIES),
     )
 
+    teach: Method = Field(
+        "soft",
+        description="how the network learns from its teachers: from softened outputs (1503.02531), by regression to their"
+        " logits (1312.6184), or first an inner layer and then softened outputs (hints, 1412.6550)",
+    )
+    hint: HintConfig = HintConfig()
+    teachers: tuple[TeacherConfig, ...] = Field(
+        (),
+        description="trained networks to learn from, each a file of weights or a network with its name; several are averaged",
+    )
+    temperature: Positive = Field(4.0, description="softens the teachers' outputs and the network's")
+    teacher_weight: float = Field(0.7, ge=0, le=1, description="share of the loss that the teachers set")
+
+    @model_validator(mode="after")
+    def _hint_is_used(self) -> TrainConfig:
+        if self.teach != "hints" and self.hint != HintConfig():
+            raise ValueError(f"a hint is for teach: hints; got teach: {self.teach}")
+        return self
+
     @field_validator("penalty")
     @classmethod
     def _penalties(cls, value: dict[str, float]) -> dict[str, float]:
@@ -57,7 +107,7 @@ class TrainConfig(Section):
 
 
 class RecoveryConfig(TrainConfig):
-    """How finalists are fine-tuned: distillation from the dense network (1503.02531)."""
+    """How finalists are fine-tuned: they learn from the dense network, or from the teachers that are given."""
 
     epochs: int = Field(2, ge=0, description="0 leaves finalists as they were screened")
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -70,12 +120,15 @@ class RecoveryConfig(TrainConfig):
     prune_schedule: Literal["gradual", "iterative", "surgery"] = Field(
         "gradual",
         description="how they do: along a cubic, and those that matter come back (1710.01878); in rounds of pruning and"
-        " training (1506.02626); or all from the start, and masked weights that grow are spliced in again (1608.04493)",
+        " training (1506.02626); or along the cubic, and masked weights learn on until they are spliced in (1608.04493)",
     )
     tryout: Share = Field(
         0.1,
         description="share of the training pictures on which four times as many candidates as there are finalists are"
         " trained once, before the finalists are chosen; 0: not at all",
     )
-    temperature: Positive = Field(4.0, description="softens the dense network's outputs")
-    teacher_weight: float = Field(0.7, ge=0, le=1, description="share of the loss that the dense network sets")
+    scheduler: Literal["none", "asha"] = Field(
+        "none",
+        description="asha: the worse half of the finalists is stopped at 1, 2, 4, ... epochs, by validation error"
+        " (1810.05934); for pool.train tune where error is the one objective",
+    )

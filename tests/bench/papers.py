@@ -88,18 +88,20 @@ PUBLISHED = {
 }
 
 
-def reach(name: str) -> dict[str, Any]:
+def reach(name: str, overrides: list[str]) -> dict[str, Any]:
     """Search one configuration; its best member on validation pictures, and the seconds it took."""
     path, out = CONFIGS / f"{name}.yaml", RUNS / name
     config = load_config(path)
     weights = RUNS / f"dense-{_recipe(config)}.safetensors"
-    changes = ["--set", f"model.weights={weights}", "--set", "model.train=null"] if weights.is_file() else []
+    trained = weights.is_file()
+    changes = [f"model.weights={weights}", "model.train=null"] if trained else []
     start = time.perf_counter()
     program = [sys.executable, "-c", "from paretopress.search.cli import main; main()"]
-    command = [*program, "search", str(path), "--out", str(out), *changes]
+    command = [*program, "search", str(path), "--out", str(out)]
+    command += [part for change in [*changes, *overrides] for part in ("--set", change)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=None)
     seconds = time.perf_counter() - start
-    if not changes:
+    if not trained:
         shutil.copy(out / "dense.safetensors", weights)
     found = json.loads((out / "front.json").read_text())
     best = min(found["front"], key=lambda member: member["metrics"]["validation_error_pct"])
@@ -112,7 +114,7 @@ def reach(name: str) -> dict[str, Any]:
         "dense_error_pct": dense["error_pct"],
         "dense_params": dense["params"],
         "seconds": seconds,
-        "trained_first": not changes,
+        "trained_first": not trained,
         "weights": _nonzero(out / "artefacts" / best["id"] / "model.press"),
         "dense_weights": {name: array.size for name, array in load_file(weights).items() if array.ndim > 1},
     }
@@ -169,6 +171,9 @@ def main() -> None:
     """Reach every figure that is not reached yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*PUBLISHED, []], help="which; all where not given")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], help="such as pool.workers=1, for all of them"
+    )
     given = parser.parse_args()
     RUNS.mkdir(parents=True, exist_ok=True)
     record = RUNS / "papers.json"
@@ -176,7 +181,7 @@ def main() -> None:
     for name in given.names or PUBLISHED:
         if name not in rows or given.names:
             print(f"papers: {name}", file=sys.stderr, flush=True)
-            rows[name] = reach(name)
+            rows[name] = reach(name, given.overrides)
             record.write_text(json.dumps(rows, indent=1))
     before, _, rest = RESULTS.read_text().partition(START)
     RESULTS.write_text(f"{before}{START}\n{table(rows)}\n{END}{rest.partition(END)[2]}")

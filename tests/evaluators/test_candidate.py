@@ -22,6 +22,7 @@ from paretopress.evaluators.worker import CandidateFactory
 from paretopress.policies.apply import restore
 from paretopress.policies.architectures import DigitsCNN
 from paretopress.policies.coding.press import decode
+from paretopress.policies.compact import read_brief
 from paretopress.policies.errors import PolicyError
 from paretopress.policies.export.onnx import export_onnx
 from paretopress.policies.graph import ModelGraph
@@ -101,6 +102,25 @@ def test_the_dense_network_is_its_own_reference(bench):
     assert metrics["macs"] == 1_264_256
     screened = bench.data.validation.take(slice(0, 100))
     assert metrics["error_pct"] == file_error(bench.reference, bench.data, screened, 1)
+
+
+def test_a_compact_file_holds_the_network_that_was_exported(bench):
+    """In fewer bytes: names, settled statistics and the scales before batch norms are left out."""
+    policy = Policy(dict.fromkeys(bench.graph.layers, (Step.of("quantize", bits=4),)))
+    compact = replace(bench, settings=replace(SETTINGS, compact=True, vector_bits=4))
+    whole, small = (CandidateEvaluator(b).recover(policy, seed=0) for b in (bench, compact))
+    assert small["metrics"]["stored_bytes"] < whole["metrics"]["stored_bytes"] - 200
+    assert small["metrics"]["recovered"] == 1
+    file = decode(small["artefacts"]["model.press"])
+    plan = make_plan(policy, bench.graph)
+    assert read_brief(file.metadata["policy"], list(bench.graph.layers)) == plan.policy
+    network = restore(plan, bench.graph, copy.deepcopy(bench.model), file.tensors)
+    x = bench.data.preprocess(bench.data.validation.images)
+    exported = file_logits(small["artefacts"]["model.onnx"], bench.data, bench.data.validation, 1)
+    with torch.no_grad():
+        np.testing.assert_allclose(network(x).numpy(), exported, rtol=1e-3, atol=1e-3)
+    mantissa, _ = np.frexp(network.bn1.weight.detach().numpy())
+    assert (mantissa * 16 == np.rint(mantissa * 16)).all()
 
 
 def test_metrics_move_as_the_policy_says(bench):

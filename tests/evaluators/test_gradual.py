@@ -114,11 +114,16 @@ def test_in_rounds_the_same_share_of_what_is_left_goes_each_time_and_nothing_com
 
 
 def test_surgery_prunes_below_one_threshold_and_splices_above_the_other():
-    weight = torch.tensor([0.1, 0.2, -0.95, 1.0, 1.05, -1.2, 3.0, 4.0])
-    # Half of them are kept where the threshold is 1: between 0.9 and 1.1 a weight stays as it is.
-    for mask in (torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)):
-        expected = [False, False, *mask[2:5].tolist(), True, True, True]
-        assert spliced(weight, mask, 4).tolist() == expected
+    weight = torch.tensor([0.1, 0.2, -0.95, 1.0, 1.05, -1.3, 3.0, 4.0])
+    mask = torch.ones(8, dtype=torch.bool)
+    assert spliced(weight, mask, 4).tolist() == [False] * 4 + [True] * 4
+    # A masked weight takes a kept one's place only where it is larger by more than 1.1 / 0.9.
+    mask[4] = mask[5] = False
+    assert spliced(weight, mask, 4).tolist() == [False, False, False, True, False, True, True, True]
+    mask[3], weight[5] = False, 1.15
+    assert spliced(weight, mask, 4).tolist() == [False, False, True, False, False, True, True, True]
+    weight[5] = 1.0
+    assert spliced(weight, mask, 3).tolist() == [False, False, True, False, False, False, True, True]
 
 
 def test_surgery_looks_less_and_less_often():
@@ -144,14 +149,28 @@ def test_zeros_stay_zero_when_training_goes_on():
         assert not torch.equal(after, weight)
 
 
-def test_sparsity_rises_step_by_step(masks):
-    pruned(network(), {"fc1": 0.9})
+def test_what_surgery_masks_fades_and_what_it_keeps_does_not():
+    model = network()
+    forms.set_form(model.fc1, GrowingMask(torch.ones_like(model.fc1.weight, dtype=torch.bool)))
+    original = model.fc1.parametrizations.weight.original.detach()
+    before = original.clone()
+    for _ in range(20):
+        gradual._choose(model.fc1, 0.75, SCHEDULES["surgery"])
+    mask = forms.mask_of(model.fc1)
+    assert torch.equal(original[mask], before[mask])
+    assert torch.allclose(original[~mask], before[~mask] * 0.9**20, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "surgery"])
+def test_sparsity_rises_step_by_step(masks, schedule):
+    pruned(network(), {"fc1": 0.9}, schedule=schedule)
     (chosen,) = masks.values()
     shares = [1 - float(mask.float().mean()) for mask in chosen]
     assert shares == sorted(shares)
-    assert 0 < shares[0] < 0.3
+    assert 0 < shares[0] < 0.4
     assert len(set(shares)) > 5
-    assert shares[-3:] == pytest.approx([0.9] * 3, abs=2e-3)
+    assert shares[-3:] == pytest.approx([0.9] * 3, abs=0.02)
+    assert shares[-1] == pytest.approx(0.9, abs=1e-5)
 
 
 def test_weights_that_turn_out_to_matter_come_back(masks):

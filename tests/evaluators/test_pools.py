@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -28,17 +27,6 @@ class TestInProcessPool(PoolContract):
     @pytest.fixture
     def open_pool(self) -> OpenPool:
         return InProcessPool
-
-
-@pytest.fixture(scope="module")
-def foreign_ray() -> Iterator[None]:
-    """A Ray that the pools did not start and must leave running: it is shared because starting one takes 5 s."""
-    import ray
-
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    assert ray.is_initialized(), "a pool has shut down a Ray that it had not started"
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

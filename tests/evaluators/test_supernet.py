@@ -99,6 +99,26 @@ def test_a_shape_that_is_not_held_is_refused(supernet: Supernet) -> None:
         supernet.part({**LARGE, "width": 0.5})
 
 
+def test_a_slimmable_network_is_each_of_its_shapes_with_one_set_of_weights(supernet: Supernet, data: DataSet) -> None:
+    calibration = data.preprocess(data.calibration.images)
+    slimmable = supernet.slimmable(SHAPES, calibration)
+    x, _ = batch(data)
+    with torch.no_grad():
+        for number, shape in enumerate(SHAPES):
+            expected = supernet.network(shape, calibration)(x)
+            torch.testing.assert_close(slimmable.use(number)(x), expected, rtol=1e-5, atol=1e-6)
+    storages = {parameter.untyped_storage().data_ptr() for parameter in slimmable.parameters()}
+    assert storages == {parameter.untyped_storage().data_ptr() for parameter in supernet.model.parameters()}
+
+
+def test_a_shape_that_a_slimmable_network_has_not_is_refused(supernet: Supernet, data: DataSet) -> None:
+    slimmable = supernet.slimmable(SHAPES, data.preprocess(data.calibration.images))
+    with pytest.raises(PolicyError, match="expected the number of a shape, 0 to 2; got 3"):
+        slimmable.use(3)
+    with pytest.raises(PolicyError, match="needs one shape or more"):
+        supernet.slimmable([], data.preprocess(data.calibration.images))
+
+
 def error(supernet: Supernet, shape: dict, data: DataSet) -> float:
     network = supernet.network(shape, data.preprocess(data.calibration.images))
     with torch.no_grad():

@@ -22,6 +22,7 @@ from paretopress.policies.apply import (
 from paretopress.policies.architectures import DigitsCNN, LeNet5, ResNet20
 from paretopress.policies.coding.press import decode, encode
 from paretopress.policies.coding.tensors import CodebookTensor, DenseTensor, SparseTensor, UniformTensor
+from paretopress.policies.compact import numbered
 from paretopress.policies.errors import CandidateError, FormatError
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
@@ -204,6 +205,20 @@ def test_a_restored_network_predicts_exactly_what_was_stored(combination):
     restored = restore(make_plan(compressed.plan.policy, graph), graph, other, decode(press).tensors)
     assert torch.equal(outputs(restored, calibration), outputs(compressed.plain(), calibration))
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in before.items())
+
+
+def test_a_network_is_restored_from_tensors_without_names(combination):
+    name, layers = combination
+    compressed = compress(name, layers)
+    settle_statistics(compressed.model)
+    press = encode(numbered(compressed.stored(), compressed.model), {}, compact=True)
+    _, graph, calibration = network(name)
+    plan = make_plan(compressed.plan.policy, graph)
+    restored = restore(plan, graph, fresh(name, seed=99), decode(press).tensors)
+    assert torch.equal(outputs(restored, calibration), outputs(compressed.plain(), calibration))
+    few = dict(list(decode(press).tensors.items())[:-1])
+    with pytest.raises(FormatError, match="without names"):
+        restore(plan, graph, fresh(name, seed=99), few)
 
 
 def test_every_tensor_that_inference_needs_is_stored_with_its_value(combination):

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from paretopress.evaluators.models import build_model
+from paretopress.evaluators.models import build_model, save_weights
 from paretopress.policies.errors import RunDirectoryError
 from paretopress.search.ledger import Evaluation, Ledger
-from paretopress.search.prepare import save_network
 from paretopress.tests.search.runs import front_of, rows, with_weights, write_config
 
 pytestmark = pytest.mark.chaos
@@ -90,7 +89,7 @@ def driving(log: Path, *arguments: str) -> Iterator[Driver]:
 
 def make_config_file(tmp_path: Path) -> Path:
     """Evaluations of about a third of a second. The network is untrained: it is the machinery that is tried here."""
-    save_network(build_model("family:digits_cnn", num_classes=10, in_channels=1), tmp_path / "weights.safetensors")
+    save_weights(build_model("family:digits_cnn", num_classes=10, in_channels=1), tmp_path / "weights.safetensors")
     plain = with_weights(
         tmp_path / "weights.safetensors",
         budgets={"stored": "100kB"},

@@ -11,12 +11,11 @@ import numpy as np
 import paretopress as pp
 import pytest
 from paretopress.evaluators.candidate import CandidateEvaluator
-from paretopress.evaluators.models import build_model
+from paretopress.evaluators.models import build_model, save_weights
 from paretopress.policies.techniques import TECHNIQUES
 from paretopress.search import api
 from paretopress.search.cli import run
 from paretopress.search.config import make_config, parse_yaml
-from paretopress.search.prepare import save_network
 from paretopress.tests.search.runs import front_of, rows, small, with_weights, write_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -247,7 +246,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
             {"space": {"precision": ["int8"]}},
             "fastfood; got 'int8'",
         ),
-        ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, channels or blocks two or more"),
+        ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, rewrite, channels or blocks two or more"),
         ({"space__skip": ["layer9*"]}, "space.skip: 'layer9*' matches no layer; the network has conv1, conv2"),
         ({"model": {"name": "family:lenet6", "train": {}}}, "family has no network 'lenet6'; did you mean lenet5"),
         (
@@ -279,7 +278,7 @@ def test_a_wrong_override_is_refused(tmp_path: Path, refused: Refuse) -> None:
 
 
 def test_weights_of_the_wrong_shape_are_refused(tmp_path: Path, refused: Refuse) -> None:
-    save_network(build_model("family:digits_cnn", num_classes=7, in_channels=1), tmp_path / "seven.safetensors")
+    save_weights(build_model("family:digits_cnn", num_classes=7, in_channels=1), tmp_path / "seven.safetensors")
     said = search_refused(refused, tmp_path, with_weights(tmp_path / "seven.safetensors"))
     assert "do not fit the network" in said and "fc2.weight: expected (10, 64), came (7, 64)" in said
 
@@ -431,7 +430,7 @@ def test_apply_takes_a_network_of_another_number_of_classes(
     tmp_path: Path, done: Callable[..., dict[str, Any]]
 ) -> None:
     (tmp_path / "p.yaml").write_text("layers: {fc1: [{share: {clusters: 16}}]}")
-    save_network(build_model("family:digits_cnn", num_classes=12), tmp_path / "twelve.safetensors")
+    save_weights(build_model("family:digits_cnn", num_classes=12), tmp_path / "twelve.safetensors")
     made = done(
         *("apply", tmp_path / "p.yaml", "--model", "family:digits_cnn", "--num-classes", 12),
         *("--weights", tmp_path / "twelve.safetensors", "--out", tmp_path / "model.press"),
@@ -441,7 +440,7 @@ def test_apply_takes_a_network_of_another_number_of_classes(
 
 def test_apply_refuses_weights_of_the_wrong_shape(tmp_path: Path, refused: Refuse) -> None:
     (tmp_path / "p.yaml").write_text("layers: {}")
-    save_network(build_model("family:lenet5"), tmp_path / "lenet5.safetensors")
+    save_weights(build_model("family:lenet5"), tmp_path / "lenet5.safetensors")
     said = refused(
         *("apply", tmp_path / "p.yaml", "--model", "family:digits_cnn"),
         *("--weights", tmp_path / "lenet5.safetensors", "--out", tmp_path / "model.onnx"),
@@ -480,7 +479,7 @@ def test_weights_that_were_exchanged_under_a_run_are_noticed(
     finished: Finished, weights: Path, tmp_path: Path, refused: Refuse
 ) -> None:
     copied = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    save_network(build_model("family:digits_cnn", num_classes=10, in_channels=1), copied / "dense.safetensors")
+    save_weights(build_model("family:digits_cnn", num_classes=10, in_channels=1), copied / "dense.safetensors")
     said = refused("resume", copied)
     assert "a run on another network or other data" in said and rows(copied) == rows(finished[0])
 

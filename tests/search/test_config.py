@@ -199,7 +199,10 @@ def test_every_configuration_loads_and_comes_back_from_its_resolved_form(path: P
     resolved.write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(resolved) == config
     name = path.relative_to(FOLDER).as_posix()
-    assert f"paretopress search configs/{name}" in path.read_text(encoding="utf-8"), "it says how it is run"
+    text = path.read_text(encoding="utf-8")
+    assert any(f"paretopress {command} configs/{name}" in text for command in ("search", "exits")), (
+        "it says how it is run"
+    )
 
 
 def test_the_resolved_form_holds_every_default() -> None:
@@ -226,6 +229,32 @@ def test_penalties_reach_the_recipes_of_the_dense_network_and_of_recovery() -> N
     )
     assert config.recovery.recipe().penalties == (L1(1e-5),)
     assert config.model.train is not None and config.model.train.recipe().penalties == (L2(1.0),)
+
+
+RAY_TUNE = {"pool": {"kind": "ray", "train": "tune"}}
+BY_ERROR = {"search": {"objectives": ["error"]}, "recovery": {"scheduler": "asha"}}
+
+
+def test_trainings_on_ray_tune_and_their_scheduler_are_asked_for() -> None:
+    config = make_config({"model": MODEL, **RAY_TUNE, **BY_ERROR})
+    assert (config.pool.train, config.recovery.scheduler) == ("tune", "asha")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"pool": {"kind": "in-process", "train": "tune"}}, "pool.train: expected pool.kind to be ray for tune"),
+        (BY_ERROR, "recovery.scheduler: expected pool.train to be tune; got 'pool'"),
+        (
+            {**RAY_TUNE, "recovery": {"scheduler": "asha"}},
+            "expected search.objectives to be [error], got [error, stored, latency]",
+        ),
+    ],
+)
+def test_trainings_that_cannot_be_carried_out_as_asked_are_refused(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({"model": MODEL, **sections})
+    assert message in str(caught.value)
 
 
 def test_the_schema_refuses_unknown_keys_and_describes_the_known_ones() -> None:

@@ -11,7 +11,17 @@ import pytest
 from paretopress.policies.coding.press import encode
 from paretopress.policies.coding.tensors import DenseTensor
 
-NAMES = ["Candidate", "Front", "ParetopressError", "Policy", "__version__", "open_front", "resume", "search"]
+NAMES = [
+    "Candidate",
+    "Front",
+    "ParetopressError",
+    "Policy",
+    "__version__",
+    "open_front",
+    "resume",
+    "search",
+    "slimmable",
+]
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "optuna", "ray", "sklearn", "scipy", "plotly")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from paretopress.policies.architectures.shapes import network_of
 from paretopress.policies.policy import Policy
-from paretopress.search.api import open_front
+from paretopress.search.api import open_front, slimmable
 from paretopress.search.cli import run
 from paretopress.search.config import make_config
 from paretopress.search.verifying import verify_bundle
@@ -89,6 +89,12 @@ def test_a_members_bundle_agrees_with_its_card(finished: Path, tmp_path: Path) -
     member.export(tmp_path / "bundle", to="bundle")
     wrong = [check for check in verify_bundle(tmp_path / "bundle") if check.agrees is False]
     assert not [check for check in wrong if check.name != "latency_ratio"], wrong
+
+
+def test_the_front_is_one_slimmable_network(finished: Path) -> None:
+    front, network = open_front(finished), slimmable(finished)
+    assert [dict(member.policy.shape) for member in front] == list(network.shapes)
+    assert network.use(len(front) - 1)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_resuming_trains_nothing_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,11 @@ CASES = {
     "digits, channel, groups": ("digits", {"factorize": "svd_channel", "prune": "n_of_m", "sparsity": (0.0, 0.5, 0.9)}),
     "digits, structures": ("digits", {"precision": ("float32", "circulant4", "toeplitz8", "fastfood", "w8a8")}),
     "digits, dead dropped": ("digits", {"drop_dead": True, "rank": (1.0,), "channels": (1.0, 0.5)}),
+    "digits, rewritten": (
+        "digits",
+        {"rewrite": ("keep", "separable", "asymmetric", "flattened", "pooled"), "tie": "none"},
+    ),
+    "lenet5, rewritten": ("lenet5", {"rewrite": ("stacked", "keep", "pooled"), "second_order": True, "tie": "all"}),
     "digits, merged": ("digits", {"drop": "merge", "prune": "obd"}),
     "digits, tied": ("digits", {"tie": (("conv*",), ("fc*",))}),
     "lenet5, all tied": ("lenet5", {"tie": "all"}),
@@ -200,6 +205,11 @@ def test_patterns_that_match_nothing_are_refused(tie, skip, message):
         ({"precision": ()}, "space.precision: a menu needs"),
         ({"rank": ()}, "space.rank: a menu needs"),
         ({"channels": ()}, "space.channels: a menu needs"),
+        ({"rewrite": ()}, "space.rewrite: a menu needs"),
+        (
+            {"rewrite": ("keep", "dense")},
+            "space.rewrite: expected words of keep, separable, stacked, asymmetric, flattened, pooled; got 'dense'",
+        ),
         *(
             ({"precision": ("float32", text)}, "space.precision: ")
             for text in (
@@ -403,3 +413,39 @@ def test_behind_cp_nothing_asks_for_a_hessian():
 def test_a_weight_made_from_few_parameters_is_not_pruned():
     steps = rich("digits", rank=(1.0,), sparsity=(0.5,), precision=("circulant4",)).policy({}).layers["fc1"]
     assert [step.technique for step in steps] == ["circulant"]
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("separable", {"conv1": "rewrite_separable", "conv2": "rewrite_separable", "fc1": "svd", "fc2": "svd"}),
+        ("stacked", {"conv1": "rewrite_stacked", "conv2": "rewrite_stacked", "fc1": "svd", "fc2": "svd"}),
+        ("pooled", {"conv1": "svd_spatial", "conv2": "svd_spatial", "fc1": "rewrite_pooled", "fc2": "svd"}),
+    ],
+)
+def test_a_layer_is_rewritten_where_the_word_fits_and_factorized_elsewhere(word, found):
+    layers = rich("lenet5", rewrite=(word,), rank=(0.5,)).policy({}).layers
+    assert {name: steps[0].technique for name, steps in layers.items() if steps} == found
+
+
+def test_rewrites_are_fitted_to_the_outputs_where_second_order_is_wanted():
+    steps = [
+        rich("lenet5", rewrite=("separable",), second_order=second_order).policy({}).layers["conv2"]
+        for second_order in (True, False)
+    ]
+    assert steps == [(Step.of("rewrite_separable"),), (Step.of("rewrite_separable", fit="weights"),)]
+
+
+def test_behind_depthwise_parts_nothing_asks_for_a_hessian_and_behind_others_it_does():
+    def technique(word: str) -> str:
+        space = rich("lenet5", rewrite=(word,), sparsity=(0.5,), second_order=True)
+        return next(s.technique for s in space.policy({}).layers["conv2"] if s.technique.startswith("prune"))
+
+    assert [technique(word) for word in ("flattened", "separable", "stacked")] == ["prune_magnitude"] * 2 + [
+        "prune_obs"
+    ]
+
+
+def test_dead_channels_are_not_dropped_beside_rewrites():
+    with pytest.raises(ConfigError, match=r"channels of factorized layers cannot be dropped; .*rank and rewrite"):
+        rich("digits", drop_dead=True, rank=(1.0,), rewrite=("keep", "separable"))

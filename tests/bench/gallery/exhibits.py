@@ -47,10 +47,25 @@ _circulant = partial(Step.of, "circulant")
 _toeplitz = partial(Step.of, "toeplitz")
 
 EXHIBITS: dict[str, Exhibit] = {
+    "collapse": Exhibit(
+        "digits",
+        "The ReLU behind the layer is left out, and the layer and the next are one: the product of their matrices.",
+        whole.collapsed(LINEAR, "fc2", Step.of("collapse")),
+    ),
     "drop_branch": Exhibit(
         "resnet",
         "The residual branch whose loss moves the outputs least is gone. The bars are the other branches that could go.",
         whole.without_branch(Step.of("drop_branch")),
+    ),
+    "keep_channels": Exhibit(
+        "digits",
+        "30 epochs with a switch on each neuron, which its price turns off: the policy names those that are left.",
+        whole.learned_width(
+            LINEAR,
+            (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+            3e-4,
+            Recipe(epochs=30, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.0, augment=Augment(shift=1)),
+        ),
     ),
     "merge_neurons": Exhibit(
         "digits",

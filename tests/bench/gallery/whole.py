@@ -9,7 +9,9 @@ from typing import cast
 import numpy as np
 import torch
 from paretopress.evaluators.accuracy import error_pct
+from paretopress.evaluators.training.learned import Learned, Learning, learn
 from paretopress.evaluators.training.loop import Recipe, train
+from paretopress.evaluators.training.penalties.architecture import Architecture
 from paretopress.policies.apply import CompressedModel
 from paretopress.policies.importance import Importance
 from paretopress.policies.policy import Step
@@ -108,6 +110,45 @@ def without_branch(step: Step) -> Draw:
         axes.bars(list(errors.values()), [AFTER if root == gone else BEFORE for root in errors])
         axes.key([("dropped", AFTER)], axes.LEFT + 8)
         return canvas, _figures(network, found[gone])
+
+    return draw
+
+
+def learned_width(layer: str, prices: Sequence[float], shown_price: float, recipe: Recipe) -> Draw:
+    """The layer with the neurons that a training with switches leaves, and how many it leaves at other prices."""
+
+    def draw(network: Network) -> tuple[Canvas, Figures]:
+        def learned(price: float) -> Learned:
+            learning = Learning("fc", Architecture(price), recipe)
+            return learn(network.model, network.graph, network.data, learning, seed=0)
+
+        found, canvas = {price: learned(price) for price in prices}, Canvas()
+        chosen = found[shown_price]
+        compressed = carried_out(network, dict(chosen.policy.layers))
+        _rows(canvas, _weight(network.model, layer), _weight(chosen.model, layer))
+        left = [float(found[price].widths[layer]) for price in prices]
+        axes = Axes(canvas, (0, len(prices)), (0, 68))
+        axes.titled("neurons left", f"price of a neuron, {prices[0]:g} to {prices[-1]:g}", "neurons", x_ticks=False)
+        axes.bars(left, [AFTER if price == shown_price else BEFORE for price in prices])
+        errors = (_test_error_pct(model, network) for model in (network.model, chosen.model))
+        note = "test error {:.1f} % → {:.1f} %".format(*errors)
+        return canvas, replace(_figures(network, compressed), network_error=None, note=note)
+
+    return draw
+
+
+def collapsed(layer: str, reader: str, step: Step) -> Draw:
+    """A layer and the product of it and the next, and how many weights each has."""
+
+    def draw(network: Network) -> tuple[Canvas, Figures]:
+        compressed, canvas = carried_out(network, {layer: (step,)}), Canvas()
+        weights = [_weight(network.model, layer), _weight(network.model, reader), _weight(compressed.model, reader)]
+        _rows(canvas, weights[0], weights[2], f"before: {layer}")
+        counts = [weight.size / 1000 for weight in weights]
+        axes = Axes(canvas, (0, 3), (0, 1.15 * max(counts)))
+        axes.titled("weights", f"{layer}, {reader}, the one in their place", "thousand weights", x_ticks=False)
+        axes.bars(counts, [BEFORE, BEFORE, AFTER])
+        return canvas, _figures(network, compressed)
 
     return draw
 

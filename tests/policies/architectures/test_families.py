@@ -32,6 +32,7 @@ SMALL = {
     "mobilenet_v1": {"side": 28, "downsampling": 4, "width": 0.25, "repeats": 1},
     "mobilenet_v2": {"side": 32, "downsampling": 8, "width": 0.2, "multiple": 4, "resolution": 24},
     "plain": {"side": 32, "width": 0.125, "convolution": "flattened", "head": "linear"},
+    "pocket": {"side": 28, "stem": 8, "blocks": "8-12", "kernel": 5, "norms": "each"},
     "shufflenet": {"side": 32, "downsampling": 8, "width": 0.25, "groups": 2},
     "squeezenet": {"side": 28, "downsampling": 4, "width": 0.125, "bypass": "complex", "batch_norm": True},
     "tied_resnet": {"side": 32, "width": 0.5},
@@ -218,3 +219,24 @@ def test_a_bypass_goes_around_the_modules_that_it_may(bypass):
         bypass
     ]
     assert kinds == [changed, kept] * 4
+
+
+@pytest.mark.parametrize(
+    ("knobs", "parameters", "last_map"),
+    [
+        ({}, 2_610, 7),
+        ({"stem": 8, "blocks": "16-16-24", "kernel": 5}, 2_346, 7),
+        # Two depthwise layers of 8 channels more with batch norm, in all 32 numbers.
+        ({"stem": 8, "blocks": "8-8", "norms": "each", "downsampling": 2}, 216 + 2 * (72 + 16 + 64 + 16) + 90, 14),
+    ],
+)
+def test_pocket_networks_have_the_parameters_of_their_knobs(knobs, parameters, last_map):
+    model = build_model("family:pocket", num_classes=10, in_channels=1, **knobs).eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model.blocks(model.stem(torch.zeros(1, 1, 28, 28))).shape[-1] == last_map
+
+
+@pytest.mark.parametrize("blocks", ["", "16-", "16-0", "-8", "16 24", 16])
+def test_widths_that_are_none_are_refused(blocks):
+    with pytest.raises(ModelError, match="blocks: expected channels of each block"):
+        build_model("family:pocket", blocks=blocks)

@@ -88,8 +88,8 @@ def assert_same(tensor: StoredTensor, other: StoredTensor) -> None:
             assert again == value, name
 
 
-def assert_round_trip(tensors: dict[str, StoredTensor]) -> bytes:
-    data = encode(tensors, {})
+def assert_round_trip(tensors: dict[str, StoredTensor], compact: bool = False) -> bytes:
+    data = encode(tensors, {}, compact=compact)
     again = decode(data).tensors
     assert list(again) == list(tensors)
     for name, tensor in tensors.items():
@@ -135,6 +135,15 @@ def example() -> dict[str, StoredTensor]:
 @cache
 def example_bytes() -> bytes:
     return encode(example(), {"name": "example"})
+
+
+@cache
+def compact_bytes() -> bytes:
+    return encode(numbered(example()), {"name": "example"}, compact=True)
+
+
+def numbered(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    return {str(place): tensor for place, tensor in enumerate(tensors.values())}
 
 
 def resealed(data: bytes) -> bytes:
@@ -253,6 +262,56 @@ def test_runs_cost_less_by_their_gaps() -> None:
     assert breakdown(data)["indices"] < 0.15 * entropy_bits(mask) / 8
 
 
+@QUICK
+@given(MODELS, METADATA, st.booleans())
+def test_any_tensors_come_back_from_a_compact_file(
+    tensors: dict[str, StoredTensor], metadata: dict[str, object], without_names: bool
+) -> None:
+    tensors = numbered(tensors) if without_names else tensors
+    again = decode(encode(tensors, metadata, compact=True))
+    assert again.metadata == metadata
+    assert list(again.tensors) == list(tensors)
+    for name, tensor in tensors.items():
+        assert_same(tensor, again.tensors[name])
+
+
+def pocket_layers() -> dict[str, StoredTensor]:
+    """Many small layers of 3 bit, each with one scale, a factor and a shift of few bits."""
+    rng, tensors = np.random.default_rng(0), {}
+    for layer, shape in enumerate([(12, 1, 5, 5), *[(16, 16, 1, 1)] * 8, (10, 16)]):
+        codes = np.clip(np.rint(rng.normal(size=shape) * 1.3), -3, 3).astype(np.int8)
+        tensors[f"layer{layer}.conv.weight"] = UniformTensor(codes, np.ones(1, np.float32), 3)
+        for name, mean in (("weight", 2.0), ("bias", 0.0)):
+            halves = np.rint(8 * (mean + 0.3 * rng.normal(size=shape[0]))) / 8
+            tensors[f"layer{layer}.norm.{name}"] = DenseTensor(halves.astype(np.float32))
+    return tensors
+
+
+def test_a_compact_file_of_many_small_layers_is_near_its_entropy() -> None:
+    tensors = pocket_layers()
+    plain, size = len(assert_round_trip(tensors)), len(assert_round_trip(numbered(tensors), compact=True))
+    codes = np.concatenate([t.codes.ravel() for t in tensors.values() if isinstance(t, UniformTensor)])
+    vectors = [t.values for t in tensors.values() if isinstance(t, DenseTensor)]
+    kinds_of_vector = [np.concatenate(vectors[0::2]), np.concatenate(vectors[1::2])]
+    entropy = (entropy_bits(codes) + sum(map(entropy_bits, kinds_of_vector))) / 8
+    assert entropy < size < entropy + 130
+    assert plain > size + 100
+
+
+def test_layers_of_unlike_codes_keep_tables_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    fine, coarse = rng.integers(-7, 8, (4, 16, 32)).astype(np.int8), rng.integers(-1, 2, (4, 16, 32)).astype(np.int8)
+    layers = [UniformTensor(codes, np.ones(1, np.float32), 4) for codes in (*fine, *coarse)]
+    size = len(assert_round_trip({str(place): layer for place, layer in enumerate(layers)}, compact=True))
+    assert size < (entropy_bits(fine) + entropy_bits(coarse)) / 8 + 60
+
+
+def test_numbers_are_names_only_where_they_are_all_and_in_order() -> None:
+    tensor = DenseTensor(np.ones(2, np.float32))
+    for names in (("1", "0"), ("0", "2"), ("0", "01"), ("w",), ()):
+        assert list(decode(encode(dict.fromkeys(names, tensor), {}, compact=True)).tensors) == list(names)
+
+
 def test_a_tiny_network_has_a_tiny_header() -> None:
     tensors: dict[str, StoredTensor] = {}
     for seed, (name, shape) in enumerate(
@@ -293,8 +352,9 @@ def test_decoded_arrays_can_be_written_to() -> None:
             assert not isinstance(value, np.ndarray) or (value.flags.writeable and value.flags.c_contiguous)
 
 
-def test_decoding_needs_numpy_and_constriction_only(tmp_path: object) -> None:
-    data = example_bytes()
+@pytest.mark.parametrize("compact", [False, True])
+def test_decoding_needs_numpy_and_constriction_only(compact: bool, tmp_path: object) -> None:
+    data = compact_bytes() if compact else example_bytes()
     script = """
 import sys
 for name in ("torch", "torchvision", "onnx", "onnxruntime", "scipy", "sklearn", "optuna", "ray", "pydantic", "yaml", "timm"):
@@ -322,8 +382,22 @@ def test_a_written_file_stays_readable() -> None:
     assert_same(tensors["w"], again.tensors["w"])
 
 
-def test_every_truncation_is_told() -> None:
-    data = example_bytes()
+def test_a_written_compact_file_stays_readable() -> None:
+    """The bytes of version 3."""
+    tensors = {
+        "0": UniformTensor(np.int8([[1, 0, -1], [3, 2, -3]]), np.float32([0.5]), 3),
+        "1": DenseTensor(np.float32([1.5, -2])),
+    }
+    data = bytes.fromhex("505003423e9f27acdd73a3e55a7955211f1604d3f3549c4bc75d440044317d2c322261223a1ba6f6da05")
+    again = decode(data)
+    assert again.metadata == {"a": 1}
+    assert list(again.tensors) == ["0", "1"]
+    for name, tensor in tensors.items():
+        assert_same(tensor, again.tensors[name])
+
+
+@pytest.mark.parametrize("data", [example_bytes(), compact_bytes()])
+def test_every_truncation_is_told(data: bytes) -> None:
     for length in range(len(data)):
         with pytest.raises(FormatError):
             decode(data[:length])
@@ -340,9 +414,9 @@ def test_flipped_bits_are_told(data: st.DataObject) -> None:
 
 
 @settings(QUICK, max_examples=150)
-@given(st.data())
-def test_damage_under_a_right_checksum_is_told_or_gives_a_sound_file(data: st.DataObject) -> None:
-    whole = bytearray(example_bytes())
+@given(st.data(), st.booleans())
+def test_damage_under_a_right_checksum_is_told_or_gives_a_sound_file(data: st.DataObject, compact: bool) -> None:
+    whole = bytearray(compact_bytes() if compact else example_bytes())
     end = min(len(whole), data.draw(st.sampled_from([60, 120, len(whole)])))
     for place in data.draw(st.lists(st.integers(7, end - 1), min_size=1, max_size=3)):
         whole[place] = data.draw(st.integers(0, 255))
@@ -357,7 +431,7 @@ def test_damage_under_a_right_checksum_is_told_or_gives_a_sound_file(data: st.Da
 @settings(QUICK, max_examples=250)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_refused_or_read(body: bytes) -> None:
-    for data in (body, resealed(b"PP\x01\0\0\0\0" + body)):
+    for data in (body, *(resealed(b"PP" + bytes([version]) + bytes(4) + body) for version in (1, 3))):
         try:
             decode(data)
         except FormatError as error:
@@ -413,8 +487,8 @@ def test_a_kind_is_added_by_a_row_and_files_without_it_stay_as_they_are(monkeypa
 
 def test_a_later_version_and_foreign_files_are_named() -> None:
     data = encode({}, {})
-    with pytest.raises(FormatError, match="version 3, expected 1 to 2"):
-        decode(data[:2] + b"\x03" + data[3:])
+    with pytest.raises(FormatError, match="version 4, expected 1 to 3"):
+        decode(data[:2] + b"\x04" + data[3:])
     with pytest.raises(FormatError, match="not a paretopress file"):
         decode(b"PK\x03\x04" + bytes(20))
     with pytest.raises(FormatError, match="checksum"):

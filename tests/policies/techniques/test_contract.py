@@ -22,6 +22,11 @@ from paretopress.policies.techniques.prune_obd import PruneOBD
 from paretopress.policies.techniques.prune_obs import PruneOBS
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
 from paretopress.policies.techniques.residual_quantize import ResidualQuantize
+from paretopress.policies.techniques.rewrite_asymmetric import RewriteAsymmetric
+from paretopress.policies.techniques.rewrite_flattened import RewriteFlattened
+from paretopress.policies.techniques.rewrite_pooled import RewritePooled
+from paretopress.policies.techniques.rewrite_separable import RewriteSeparable
+from paretopress.policies.techniques.rewrite_stacked import RewriteStacked
 from paretopress.policies.techniques.share_kmeans import ShareKMeans
 from paretopress.policies.techniques.share_soft import ShareSoft
 from paretopress.policies.techniques.svd_channel import SVDChannel
@@ -66,6 +71,8 @@ DILATED = (
 VALID = (seeded(lambda: nn.Conv2d(8, 12, 3, padding="valid", stride=(1, 2))), sample(8, 9, 9))
 DEPTHWISE = (seeded(lambda: nn.Conv2d(8, 8, 3, groups=8, padding=1)), sample(8, 9, 9))
 POINTWISE = (seeded(lambda: nn.Conv2d(16, 12, 1)), sample(16, 5, 5))
+LARGE = (seeded(lambda: nn.Conv2d(8, 10, 5, padding=2)), sample(8, 11, 9))
+LARGEST = (seeded(lambda: nn.Conv2d(6, 9, 7, padding=1, bias=False)), sample(6, 13, 13))
 
 LAYERS = {
     "linear": LINEAR,
@@ -116,6 +123,16 @@ SPLITS = (
 )
 SVDS = (SVDLinear(6), SVDLinear(6, "activations"))
 GENERATED = (Circulant(4), Circulant(5, 7), Toeplitz(6), Fastfood())
+REWRITES = (
+    RewriteSeparable(),
+    RewriteSeparable(2, "weights"),
+    RewriteAsymmetric(),
+    RewriteAsymmetric(3, "weights"),
+    RewriteFlattened(),
+    RewriteFlattened("weights"),
+)
+STACKS = (RewriteStacked(), RewriteStacked(5, "weights"))
+POOLS = (RewritePooled(6), RewritePooled(6, "weights"))
 GROUPS = (PruneNM(1, 3), PruneNM(2, 4, "second_order"))
 
 PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in (*ANY, *FISHER)}
@@ -129,8 +146,8 @@ PLAIN |= {
 }
 PLAIN |= {f"{XNOR}-{name}": Case(XNOR, *LAYERS[name]) for name in LAYERS if name not in ("dilated", "depthwise")}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in SPLITS}
-
-
+PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("conv", "strided", "dilated", "valid") for t in REWRITES}
+PLAIN |= {f"{t}-{k}": Case(t, *layer) for k, layer in (("5 x 5", LARGE), ("7 x 7", LARGEST)) for t in STACKS}
 PLAIN |= {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "conv") for t in CODEBOOKS}
 PLAIN |= {f"{t}-depthwise": Case(t, *DEPTHWISE) for t in (CODEBOOKS[0], CODEBOOKS[5])}
 
@@ -162,9 +179,27 @@ FACTORIZED |= {
 FACTORIZED |= {f"{t} after {SVDLinear(6)}": Case(t, *after(SVDLinear(6), LINEAR)) for t in (*BINARY, FIXED[2], XNOR)}
 PRUNED |= {f"{t} after pruning": Case(t, *after(PruneMagnitude(0.6), CONV)) for t in (*CODEBOOKS, SOFT)}
 FACTORIZED |= {f"{t} after {SVDSpatial(7)}": Case(t, *after(SVDSpatial(7), CONV)) for t in (*CODEBOOKS[2:], SOFT)}
+REWRITTEN = {
+    f"{t} after {f}": Case(t, *after(f, layer))
+    for t in (ANY[0], ANY[2], ANY[4])
+    for f, layer in (
+        (REWRITES[0], CONV),
+        (REWRITES[2], CONV),
+        (REWRITES[4], CONV),
+        (STACKS[0], LARGE),
+        (POOLS[0], LINEAR),
+    )
+}
+REWRITTEN |= {
+    f"{t} after {f}": Case(t, *after(f, layer))
+    for t in (SECOND_ORDER[0], SECOND_ORDER[2])
+    for f, layer in ((REWRITES[2], CONV), (STACKS[0], LARGE), (POOLS[0], LINEAR))
+}
+# Of how many positions a linear layer's features are, only a graph tells.
+FLAT = {f"{t}-{name}": Case(t, *LAYERS[name]) for name in ("linear", "tokens") for t in POOLS}
 # How many weights a mixture draws to zero is not known before.
 UNKNOWN = {f"{SOFT}-{name}": Case(SOFT, *LAYERS[name]) for name in ("linear", "conv")}
-CASES = PLAIN | PRUNED | FACTORIZED | UNKNOWN
+CASES = PLAIN | PRUNED | FACTORIZED | REWRITTEN | FLAT | UNKNOWN
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
@@ -233,6 +268,19 @@ def test_a_step_without_effect_is_the_identity(technique, layer):
         (Tucker2(4, 4), LINEAR, "linear"),
         (Tucker2(4, 4), DEPTHWISE, "8 groups"),
         (Tucker2(4, 4), POINTWISE, "1 x 1"),
+        (RewriteSeparable(), LINEAR, "linear"),
+        (RewriteSeparable(), DEPTHWISE, "8 groups"),
+        (RewriteSeparable(), POINTWISE, "1 x 1"),
+        (RewriteSeparable(8), CONV, "the largest rank that helps is multiplier 5"),
+        (RewriteAsymmetric(), DEPTHWISE, "8 groups"),
+        (RewriteAsymmetric(37), CONV, "no more than 36 channels between a column and a row; got width 37"),
+        (RewriteAsymmetric(30), CONV, "the largest rank that helps is width 20"),
+        (RewriteFlattened(), POINTWISE, "1 x 1"),
+        (RewriteStacked(), CONV, "3 x 3 kernel; 3 x 3 ones in a row make square odd kernels from 5 x 5 on"),
+        (RewriteStacked(), STRIDED, "has a 5 x 3 kernel"),
+        (RewriteStacked(13), LARGE, "the largest rank that helps is width 12"),
+        (RewritePooled(6), CONV, "only linear layers on a flattened map can be pooled"),
+        (RewritePooled(6), LINEAR, "does not stand behind the flattening of a map whose channels are known"),
         (XNOR, DEPTHWISE, "8 groups"),
         (XNOR, DILATED, "no dilation"),
         *((technique, DEPTHWISE, "8 groups, each with inputs and a Hessian of its own") for technique in SECOND_ORDER),
@@ -246,7 +294,7 @@ def test_a_layer_that_does_not_fit_is_refused_with_the_reason(technique, layer, 
     assert reason in answer
 
 
-@pytest.mark.parametrize("technique", [*SPLITS, *SECOND_ORDER, XNOR], ids=str)
+@pytest.mark.parametrize("technique", [*SPLITS, *REWRITES, *SECOND_ORDER, XNOR], ids=str)
 def test_a_convolution_that_pads_by_itself_is_refused(technique):
     class PadsItself(nn.Conv2d):
         def forward(self, x):
@@ -259,6 +307,7 @@ def test_a_convolution_that_pads_by_itself_is_refused(technique):
 
 
 REFUSING = [*ANY, *SECOND_ORDER, *BINARY, *FIXED, XNOR, *CODEBOOKS, SOFT, SVDLinear(2), *SPLITS, *GENERATED, *GROUPS]
+REFUSING += [*REWRITES, *STACKS, *POOLS]
 
 
 @pytest.mark.parametrize("technique", REFUSING, ids=str)
@@ -330,6 +379,12 @@ def test_a_policy_step_becomes_its_technique():
         (Step.of("svd_channel", rank=3, whitening="all"), "svd_channel: expected whitening none or activations"),
         (Step.of("svd_channel", rank=0), "rank as a whole number of at least 1, got 0"),
         (Step.of("cp", rank=0), "rank as a whole number of at least 1, got 0"),
+        (Step.of("rewrite_separable", multiplier=0), "multiplier as a whole number of at least 1, got 0"),
+        (Step.of("rewrite_separable", fit="all"), "rewrite_separable: expected fit outputs or weights, got 'all'"),
+        (Step.of("rewrite_stacked", width=-1), "width as a whole number of at least 0, got -1"),
+        (Step.of("rewrite_asymmetric", fit="all"), "rewrite_asymmetric: expected fit outputs or weights, got 'all'"),
+        (Step.of("rewrite_flattened", fit="all"), "rewrite_flattened: expected fit outputs or weights, got 'all'"),
+        (Step.of("rewrite_pooled", positions=1), "positions as a whole number of at least 2, got 1"),
         (Step.of("binarize", method="half"), "expected method sign, mean, xnor, .*, got 'half'"),
         (Step.of("binarize", method="mean", scaled=False), "the method mean is its scale.*goes with sign, connect"),
         (Step.of("fixed_point", bits=17), "from 2 to 16, got 17"),

@@ -1,0 +1,65 @@
+"""The training of one network as a job that any pool carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from ..pool import Job
+from ..torchvision_guard import Guard
+from .checkpoints import UNKEPT, Checkpoints, OnEpoch
+
+CarryOut = Callable[[Path | None, OnEpoch], None]
+"""(checkpoint, on_epoch), both as ``loop.train`` takes them: trains the task's network in place."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """A network and its training; as a pool's factory, it makes the function that carries it out, once.
+
+    Parameters
+    ----------
+    model
+        Trained in place, in the process that it is sent to.
+    carry_out
+        Its training; it holds this very network, and is sent together with it.
+    epochs
+        How long it takes.
+    """
+
+    model: nn.Module
+    carry_out: CarryOut
+    epochs: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The network's class may live in timm or torchvision, which need the guard before they are first imported.
+        return _rebuild, (Guard.here(), self.model, self.carry_out, self.epochs)
+
+    def __call__(self) -> Trainer:
+        return Trainer(self)
+
+
+def _rebuild(_: Guard, model: nn.Module, carry_out: CarryOut, epochs: int) -> TrainingTask:
+    return TrainingTask(model, carry_out, epochs)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Answers with the trained network's ``weights`` as safetensors."""
+
+    task: TrainingTask
+    checkpoints: Checkpoints = UNKEPT
+
+    def with_checkpoints(self, checkpoints: Checkpoints) -> Trainer:
+        """The same with a place for its state."""
+        return replace(self, checkpoints=checkpoints)
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        self.task.carry_out(self.checkpoints.of(0), lambda epoch, mean: self.checkpoints.heard(epoch, {"loss": mean}))
+        state = self.task.model.state_dict()
+        return {"weights": save({name: value.contiguous().clone() for name, value in state.items()})}

@@ -1,0 +1,28 @@
+"""Early exits of a network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .base import Count, Positive
+from .training import TrainConfig
+
+
+class ExitsConfig(TrainConfig):
+    """How exits are placed and trained; used by ``paretopress exits`` alone."""
+
+    after: tuple[str, ...] = Field(
+        (), description="modules behind which there are exits; by equal shares of cost where none"
+    )
+    count: Count = Field(2, description="exits, where they are placed by cost")
+    tuned: bool = Field(False, description="whether the network itself learns too; its own error may then change")
+    members: Count = Field(
+        6,
+        description="sets of thresholds that are exported and tested; their error is within search.screen_error of the network's",
+    )
+    epochs: Count = Field(2, description="passes over the training pictures")
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Positive = Field(3e-3, description="peak learning rate of the one-cycle schedule")
+    weight_decay: float = Field(1e-4, ge=0)

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def foreign_ray() -> Iterator[None]:
+    """A Ray that the pools did not start and must leave running: it is shared because starting one takes 5 s."""
+    import ray
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    assert ray.is_initialized(), "a pool has shut down a Ray that it had not started"
+    ray.shutdown()

@@ -1,0 +1,86 @@
+"""The command that gives a network early exits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paretopress.evaluators.exits import run_exits
+from paretopress.evaluators.runtime import session
+from paretopress.search.cli import run
+from paretopress.search.prepare import read_data
+from paretopress.search.rundir import find_run
+from paretopress.tests.search.runs import rows, with_weights, write_config
+
+SETTINGS = {"count": 2, "epochs": 1, "batch_size": 64, "members": 3}
+
+
+def exits(weights: Path, directory: Path, **changes: Any) -> tuple[int, dict[str, Any], str]:
+    config = with_weights(weights, exits={**SETTINGS, **changes})
+    path = write_config(directory / "exits.yaml", config)
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        code = run(["exits", str(path), "--out", str(directory / "run"), "--json"])
+    return code, json.loads(stdout.getvalue() or "{}"), stderr.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(one_core: None, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("exits")
+    code, summary, errors = exits(trained, directory)
+    assert code == 0, errors
+    return directory / "run", summary
+
+
+def test_less_latency_is_paid_for_with_error_along_the_curve(found) -> None:
+    _, summary = found
+    latency = [point["expected_latency_ratio"] for point in summary["curve"]]
+    error = [point["error_pct"] for point in summary["curve"]]
+    assert latency == sorted(latency)
+    assert error == sorted(error, reverse=True)
+    assert 1 <= len(summary["members"]) <= 3
+
+
+def test_the_figures_are_those_of_the_exported_file(found) -> None:
+    path, summary = found
+    run_directory, config = find_run(path)
+    data = read_data(config, lambda _: None)
+    assert data.test is not None
+    member = summary["members"][-1]
+    file = run_directory.artefact(member["id"], "model.onnx").read_bytes()
+    logits, taken = run_exits(session(file), data.preprocess(data.test.images).numpy())
+    assert member["metrics"]["error_pct"] == pytest.approx(100 * np.mean(logits.argmax(1) != data.test.labels))
+    assert member["metrics"]["share_0"] == pytest.approx(np.mean(taken == 0))
+
+
+def test_the_test_pictures_are_read_once_for_each_file(found) -> None:
+    path, summary = found
+    recorded = rows(path, "exits")
+    assert {row.key.policy_hash[:12] for row in recorded} == {member["id"] for member in summary["members"]}
+    assert all(row.state == "done" and row.attempt == 1 for row in recorded)
+
+
+def test_doing_it_again_measures_nothing_again(found) -> None:
+    path, summary = found
+    before = {row.key.policy_hash: row.values for row in rows(path, "exits")}
+    code = run(["exits", str(path.parent / "exits.yaml"), "--out", str(path)])
+    assert code == 0
+    assert {row.key.policy_hash: row.values for row in rows(path, "exits")} == before
+    assert json.loads((path / "exits.json").read_text()) == {k: v for k, v in summary.items() if k != "exits"}
+
+
+def test_the_page_names_every_member_and_loads_nothing(found) -> None:
+    path, summary = found
+    page = (path / "exits.html").read_text()
+    assert all(member["id"] in page for member in summary["members"])
+    assert "https://" not in page.split("<script>")[0]
+
+
+def test_a_module_that_cannot_have_an_exit_is_refused(trained: Path, tmp_path: Path, one_core: None) -> None:
+    code, _, errors = exits(trained, tmp_path, after=["nowhere"])
+    assert code == 2
+    assert "exits.after: expected modules that are called once" in " ".join(errors.split())
