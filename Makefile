@@ -15,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-lottery bench-fitnets papers gallery coverage clean
+.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-fitnets bench-lottery papers gallery coverage clean
 
 setup: .venv/.ready
 

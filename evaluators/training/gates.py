@@ -24,6 +24,8 @@ from ...policies.slicing import Slot
 Kind = Literal["conv", "fc", "conv_fc"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Which neurons have a switch: of convolutions (AL-conv), of linear layers (AL-fc), or of both."""
+SETTLED = 0.8
+"""Share of the training after which every switch is 0 or 1: the weights train on without the neurons that are off."""
 PLACE = "architecture_gates"
 
 
@@ -113,9 +115,11 @@ class Gates(nn.Module):
         return [name for name, switch in zip(self.layers, switches) if bool(switch.value.ge(0.5))]
 
     def clip(self, step: int, of: int) -> None:
-        """Keep the switches in [0, 1] after a step, and note how much of the training is over."""
+        """Keep the switches in [0, 1] after a step, and settle them near the end; note how much of the training is over."""
         for switch in self.switches():
             switch.set(lambda value: value.clamp(0, 1))
+        if step >= SETTLED * of:
+            self.settle()
         self.progress.fill_(step / of)
 
     def settle(self) -> None:

@@ -128,6 +128,9 @@ def test_switches_stay_between_0_and_1_and_settle_to_the_nearer():
     gates.neurons[0].set(lambda _: numbers)
     gates.clip(1, 2)
     assert torch.allclose(gates.neurons[0].value, numbers.clamp(0, 1))
+    early = copy.deepcopy(gates)
+    early.clip(8, 10)
+    assert set(early.neurons[0].value.tolist()) == {0.0, 1.0}
     Architecture(0.1).finish(model)
     assert gates.neurons[0].value[:7].tolist() == [0, 0, 0, 1, 1, 1, 1]
 

@@ -458,7 +458,7 @@ def test_where_every_candidate_fails_the_search_stops_and_says_why(
 def test_where_every_finalist_fails_the_search_stops_and_says_why(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def recover(self: CandidateEvaluator, policy: pp.Policy, seed: int) -> dict[str, Any]:
+    def recover(self: CandidateEvaluator, policy: pp.Policy, seed: int, *_: Any) -> dict[str, Any]:
         raise CandidateError("the loss is not finite")
 
     monkeypatch.setattr(CandidateEvaluator, "recover", recover)

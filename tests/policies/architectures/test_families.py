@@ -178,7 +178,7 @@ def test_the_first_strides_are_the_ones_that_small_pictures_lose():
     knobs = SHAPED["mobilenet_v1"].shape(side=28, downsampling=4)
     assert knobs.strides == (1, 1, 1, 2, 2)
     model = SHAPED["mobilenet_v1"](side=28, downsampling=4, width=0.25, repeats=0)
-    maps = model.blocks(model.stem(torch.zeros(1, 3, 28, 28)))
+    maps = model.stages(model.stem(torch.zeros(1, 3, 28, 28)))
     assert maps.shape[2:] == (7, 7)
 
 
