@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..policies import forms
-from ..policies.apply import CompressedModel, apply_plan, quantize_layers, reestimate_statistics
+from ..policies.apply import CompressedModel, apply_plan, quantize_layers, reestimate_statistics, under_names
 from ..policies.coding.press import decode
 from ..policies.coding.tensors import StoredTensor
 from ..policies.dead import drop_some
@@ -21,7 +21,8 @@ from ..policies.graph import input_energies
 from ..policies.importance import Importance
 from ..policies.plan import Plan, make_plan
 from ..policies.policy import Policy
-from ..policies.techniques import ChannelTechnique, DropBranch, DropDead, KeepChannels, Phase, PruneChannels, build
+from ..policies.techniques import ChannelTechnique, DropDead, KeepChannels, MergeNeurons, Phase, PruneChannels, build
+from ..policies.techniques.collapse import Collapse
 from ..policies.techniques.prune_magnitude import PruneMagnitude
 from ..policies.techniques.prune_nm import PruneNM
 from ..policies.techniques.prune_obd import PruneOBD
@@ -50,12 +51,18 @@ def applicable(policy: Policy) -> tuple[Control, ...]:
     factorized = {name for name, t in steps if t.phase == Phase.FACTORIZE}
     dead = any(isinstance(t, DropDead) for _, t in steps)
     cut = [t for _, t in steps if isinstance(t, ChannelTechnique)]
-    dropped = any(isinstance(t, DropBranch) for _, t in steps)
+    rearchitected = any(t.phase == Phase.REARCHITECT for _, t in steps)
+    collapsed = any(isinstance(t, Collapse) for _, t in steps)
     pruned = {name for name, t in steps if isinstance(t, PRUNERS)}
-    found: list[Control] = list(SCRATCH) if policy.shape or factorized or dead or cut or dropped else []
+    found: list[Control] = list(SCRATCH) if policy.shape or factorized or dead or cut or rearchitected else []
     if pruned and not dead:
         found.append("random")
-        if not policy.shape and not pruned & factorized and all(t.chosen_by in TRACEABLE for t in cut):
+        if (
+            not policy.shape
+            and not collapsed
+            and not pruned & factorized
+            and all(isinstance(t, KeepChannels) or t.chosen_by in TRACEABLE for t in cut)
+        ):
             found += FROM_INITIAL
     return tuple(control for control in CONTROLS if control in found)
 
@@ -124,14 +131,15 @@ class ControlEvaluator:
         CandidateError
             Where a training diverges, or the member's weights are none of a network that was drawn anew.
         """
-        watch, tensors = Stopwatch(), decode(press).tensors
-        plan = make_plan(policy, self.evaluator.bench.graph)
+        watch, bench = Stopwatch(), self.evaluator.bench
+        plan = make_plan(policy, bench.graph)
         with watch("build"):
+            tensors = under_names(plan, bench.graph, bench.model, decode(press).tensors)
             model, masks = self._begun(control, plan, tensors, seed)
         recipe = _halved(replace(self.untrained.recipe, epochs=epochs), halvings)
         with watch("train"):
             if epochs:
-                train(model.requires_grad_(True), self.evaluator.bench.data, recipe, seed=seed)
+                train(model.requires_grad_(True), bench.data, recipe, seed=seed)
             self._follow_on(plan, model, seed, trains=epochs > 0)
         result = self.evaluator.validated(CompressedModel(model.eval(), plan), watch)
         zeros = {"masked_weights": float(sum(int((~mask).sum()) for mask in masks.values()))}
@@ -147,7 +155,8 @@ class ControlEvaluator:
         if control not in FROM_INITIAL:
             network = self.untrained.drawn(seed, bench.model, plan.policy.shape)
             model = self._structured(_any_channels(plan), network, None)
-            _keep_variance(model, network)
+            if not plan.collapsed:
+                _keep_variance(model, network)
             drop_some(model, [g for g in bench.graph.groups if g.root in plan.dead], _counts(plan, tensors))
             masks = _masks(plan, model, tensors)
             hold(model, ticket("random", Origins(random=_state(model)), masks), masks)
@@ -204,11 +213,13 @@ def _prunes(technique: object) -> bool:
 
 def _any_channels(plan: Plan) -> Plan:
     """The plan with as many channels dropped, none merged: of random weights all are alike."""
-    return replace(plan, channels={root: _any(step) for root, step in plan.channels.items()})
-
-
-def _any(step: ChannelTechnique) -> ChannelTechnique:
-    return step if isinstance(step, KeepChannels) else PruneChannels(step.sparsity, step.multiple, "magnitude")
+    channels = {
+        root: PruneChannels(step.sparsity, step.multiple, "magnitude")
+        if isinstance(step, PruneChannels | MergeNeurons)
+        else step
+        for root, step in plan.channels.items()
+    }
+    return replace(plan, channels=channels)
 
 
 def _keep_variance(model: nn.Module, drawn: nn.Module) -> None:

@@ -135,20 +135,7 @@ def restore(
     FormatError
         Where the tensors do not fit the plan.
     """
-    model = copy.deepcopy(model).eval()
-    channels = {root: graph.layers[root].weight_shape[0] for root in plan.channels}
-    # Which of them is of no account, since all values come from the file.
-    choices = {root: Choice(tuple(range(n - plan.channels[root].keep(n)))) for root, n in channels.items()}
-    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), choices)
-    for layer in plan.layers:
-        module = model.get_submodule(layer.layer.name)
-        for technique in layer.techniques:
-            if technique.phase == Phase.FACTORIZE:
-                module = outline(technique, module)
-            elif isinstance(technique, Resumable) and technique.binary_inputs:
-                for _, weighted in weighted_modules(module):
-                    set_binary_input(weighted)
-        put_in_place(model, layer.layer.name, module)
+    model = _shaped(plan, graph, model)
     tensors = named(tensors, list(_stored_names(model)), model)
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     counts = {root: len(state[f"{root}.weight"]) for root in plan.dead if f"{root}.weight" in state}
@@ -167,6 +154,33 @@ def restore(
         )
     if calibration is not None:
         _set_ranges(plan, model, calibration, changed=False)
+    return model
+
+
+def under_names(
+    plan: Plan, graph: ModelGraph, model: nn.Module, tensors: Mapping[str, StoredTensor]
+) -> Mapping[str, StoredTensor]:
+    """The stored tensors of a plan's network under their names, which a compact file leaves out; see ``restore``."""
+    shaped = _shaped(plan, graph, model)
+    return named(tensors, list(_stored_names(shaped)), shaped)
+
+
+def _shaped(plan: Plan, graph: ModelGraph, model: nn.Module) -> nn.Module:
+    """A copy of the network with the layers that the plan leaves, dead channels kept; their values are of no account."""
+    model = copy.deepcopy(model).eval()
+    channels = {root: graph.layers[root].weight_shape[0] for root in plan.channels}
+    # Which of them is of no account, since all values come from the file.
+    choices = {root: Choice(tuple(range(n - plan.channels[root].keep(n)))) for root, n in channels.items()}
+    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), choices)
+    for layer in plan.layers:
+        module = model.get_submodule(layer.layer.name)
+        for technique in layer.techniques:
+            if technique.phase == Phase.FACTORIZE:
+                module = outline(technique, module)
+            elif isinstance(technique, Resumable) and technique.binary_inputs:
+                for _, weighted in weighted_modules(module):
+                    set_binary_input(weighted)
+        put_in_place(model, layer.layer.name, module)
     return model
 
 

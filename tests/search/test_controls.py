@@ -27,6 +27,8 @@ from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
+NEW = ("scratch_e", "scratch_b", "random")
+"""Controls that need not know what the dense network began with."""
 SPACE = {"precision": ["w8a8", "k16"], "sparsity": [0.5], "channels": [0.5], "prune": "magnitude"}
 FEW = {"space": SPACE, "budgets": {}, "search": {"sampler": "random", "evaluations": 1, "batch": 1, "finalists": 1}}
 
@@ -141,9 +143,12 @@ def test_a_failed_control_is_recorded_and_ends_nothing(
     monkeypatch.setattr(ControlEvaluator, "__call__", failing)
     recipe = {"epochs": 2, "batch_size": 64, "lr": 0.05}
     model = {"name": "family:digits_cnn", "weights": str(trained)}
-    start(tmp_path / "run", controlled({"which": ["scratch_e", "random"], "train": recipe}, model=model))
+    # Compact files leave out the names by which masks are told.
+    config = controlled({"which": list(NEW), "train": recipe}, model=model, storage={"compact": True})
+    start(tmp_path / "run", config)
     (member,) = front_of(tmp_path / "run")["front"]
     assert member["controls"]["random"] == {"failed": "CandidateError: it diverged"}
+    assert set(member["controls"]) == set(NEW)
     assert member["controls"]["scratch_e"]["epochs"] == 2, (
         "the recipe given is that of networks whose weights are given"
     )
