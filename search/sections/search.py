@@ -72,8 +72,9 @@ class PoolConfig(Section):
     kind: Literal["ray", "in-process"] = "ray"
     train: Literal["pool", "tune"] = Field(
         "pool",
-        description="where finalists are recovered: on the pool like all else, or as trials of Ray Tune, which keep their"
-        " state after every epoch and go on from it where a process or the run dies",
+        description="where networks are trained: on the pool like all else, or as trials of Ray Tune, which keep their state"
+        " after every epoch and go on from it where a process or the run dies; on a cluster, every node must reach the run"
+        " directory",
     )
     workers: Count | None = Field(None, description="default: one a core")
     address: str | None = Field(None, description="of a Ray cluster; local by default")

@@ -17,10 +17,10 @@ def one_core() -> Iterator[None]:
 
     A network of 50 microseconds is timed beside whatever else runs there, so verification allows for more than its tenth.
     """
-    from paretopress.search import prepare, verifying
+    from paretopress.search import prepare, trainings, verifying
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (prepare, verifying):
+        for module in (prepare, trainings, verifying):
             patch.setattr(module, "available_cores", lambda: 1)
         patch.setattr(verifying, "LATENCY_TOLERANCE", 2.0)
         yield
