@@ -72,7 +72,11 @@ PUBLISHED = {
         "BinaryConnect, LeNet-300-100 (published: three layers of 1,024)", 1.29, None, "stored", "1511.00363, table 2"
     ),
     "binaryconnect_stochastic_lenet300": Published(
-        "the same, stochastic (published: three layers of 1,024)", 1.18, None, "stored", "1511.00363, table 2"
+        "the same, stochastic (published: three layers of 1,024, tested with real-valued weights)",
+        1.18,
+        None,
+        "stored",
+        "1511.00363, table 2",
     ),
     "merging_lenet300": Published("Neurons merged without data, LeNet-300-100", None, 6.7, "weights", "1507.06149"),
     "product_lenet300": Published(
