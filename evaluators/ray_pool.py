@@ -305,7 +305,8 @@ def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[A
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    # Where its processes do not come up in time, Ray raises an Exception of no class of its own.
+    except Exception as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise WorkError(
             f"cannot {where}: {one_line(str(error))}; check that, or use workers in this process"

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from .base import Count, Positive
-from .training import TrainConfig
+from .training import SelfTaughtConfig
 
 
-class ExitsConfig(TrainConfig):
+class ExitsConfig(SelfTaughtConfig):
     """How exits are placed and trained; used by ``paretopress exits`` alone."""
 
     after: tuple[str, ...] = Field(

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ...spaces.precision import KNOWN
 from .base import Count, Section, Share
 from .learned import LearnedConfig
-from .training import TrainConfig
+from .training import SelfTaughtConfig
 
 Rewrite = Literal["keep", "separable", "stacked", "asymmetric", "flattened", "pooled"]
 
@@ -26,7 +26,7 @@ class SpaceRule(Section):
     rewrite: tuple[Rewrite, ...] | None = None
 
 
-class SupernetConfig(TrainConfig):
+class SupernetConfig(SelfTaughtConfig):
     """How the one network is trained that all shapes are cut out of; it starts as the dense network."""
 
     random: Count = Field(2, description="random shapes that learn in each step beside the largest and the smallest")

@@ -106,6 +106,19 @@ class TrainConfig(Section):
         return Recipe(**{**fields, "augment": Augment(**self.augment.model_dump()), "penalties": penalties})
 
 
+class SelfTaughtConfig(TrainConfig):
+    """A recipe of a network whose parts learn from its own largest or last one."""
+
+    @model_validator(mode="after")
+    def _teaches_itself(self) -> SelfTaughtConfig:
+        given = self.model_fields_set & {"teach", "hint", "teachers", "temperature", "teacher_weight"}
+        if given:
+            raise ValueError(
+                f"this training has no teacher but the network itself; leave out {', '.join(sorted(given))}"
+            )
+        return self
+
+
 class RecoveryConfig(TrainConfig):
     """How finalists are fine-tuned: they learn from the dense network, or from the teachers that are given."""
 

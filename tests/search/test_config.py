@@ -262,3 +262,11 @@ def test_the_schema_refuses_unknown_keys_and_describes_the_known_ones() -> None:
     assert schema["additionalProperties"] is False and set(schema["properties"]) == set(Config.model_fields)
     assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
     assert schema["$defs"]["SearchConfig"]["properties"]["evaluations"]["description"]
+
+
+def test_what_teaches_itself_is_given_no_teacher() -> None:
+    config = {"model": {"name": "my:net"}, "exits": {"teachers": ["other.safetensors"]}}
+    with pytest.raises(
+        ConfigError, match="exits: this training has no teacher but the network itself; leave out teachers"
+    ):
+        make_config(config)
