@@ -212,16 +212,16 @@ def picture(seeds: Mapping[str, Mapping[str, Any]]) -> str:
         ' font-family="Helvetica, Arial, sans-serif" font-size="11" fill="#333333">',
         f'<rect width="{width}" height="{HEIGHT}" fill="#FFFFFF"/>',
     ]
-    foot = LEFT
-    for way, name in NAMES.items():
+    foot, last = LEFT, curves(seeds, "error_pct")
+    for way in last:
+        name = NAMES[way]
         lines.append(f'<path d="M{foot},14h18" stroke="{COLOURS[way]}" stroke-width="3"/>')
         lines.append(f'<text x="{foot + 24}" y="18">{name}</text>')
         foot += 50 + 6 * len(name)
-    lines.append(
-        f'<text x="{LEFT}" y="34">Test error in per cent; lines: mean of {len(seeds)} seeds, shades: least to largest.</text>'
-    )
+    over = f"mean of {len(seeds)} seeds, shades: least to largest" if len(seeds) > 1 else "one seed"
+    lines.append(f'<text x="{LEFT}" y="34">Test error in per cent; lines: {over}.</text>')
     lines += panel("after a quarter of the steps", curves(seeds, "early_error_pct"), 0)
-    lines += panel("in the end", curves(seeds, "error_pct"), WIDTH)
+    lines += panel("in the end", last, WIDTH)
     return "\n".join([*lines, "</svg>", ""])
 
 
@@ -241,8 +241,9 @@ def main() -> None:
     for way in given.starts:
         for seed in range(given.seeds):
             bench.run_start(way, seed)
-    given.svg.write_text(picture(bench.seeds))
-    print(json.dumps(curves(bench.seeds, "error_pct"), indent=1))
+    shown = {str(seed): bench.seeds[str(seed)] for seed in range(given.seeds)}
+    given.svg.write_text(picture(shown))
+    print(json.dumps(curves(shown, "error_pct"), indent=1))
 
 
 if __name__ == "__main__":
