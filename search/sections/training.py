@@ -111,11 +111,10 @@ class SelfTaughtConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _teaches_itself(self) -> SelfTaughtConfig:
-        given = self.model_fields_set & {"teach", "hint", "teachers", "temperature", "teacher_weight"}
+        keys = ("teach", "hint", "teachers", "temperature", "teacher_weight")
+        given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
         if given:
-            raise ValueError(
-                f"this training has no teacher but the network itself; leave out {', '.join(sorted(given))}"
-            )
+            raise ValueError(f"this training has no teacher but the network itself; leave out {', '.join(given)}")
         return self
 
 
