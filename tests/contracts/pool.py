@@ -173,7 +173,7 @@ class PoolContract:
         with open_pool(build_nothing) as pool:
             pool.submit(job("never"))
             with pytest.raises(WorkError, match="DataError: expected pictures, found none"):
-                pool.next_done(60)
+                pool.next_done(PATIENCE_SECONDS)
 
     def test_what_is_shared_reaches_every_worker_before_its_next_job(self, open_pool: OpenPool) -> None:
         with open_pool(build_listener) as pool:

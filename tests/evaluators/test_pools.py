@@ -15,7 +15,7 @@ import pytest
 from paretopress.evaluators.pool import InProcessPool, Pool, fault_of
 from paretopress.evaluators.ray_pool import RayPool
 from paretopress.policies.errors import WorkError
-from paretopress.tests.contracts.pool import OpenPool, PoolContract, build_actor, finish, job
+from paretopress.tests.contracts.pool import PATIENCE_SECONDS, OpenPool, PoolContract, build_actor, finish, job
 
 
 class TestInProcessPool(PoolContract):
@@ -107,7 +107,7 @@ def test_a_factory_that_kills_its_workers_is_given_up_after_three(ray_pool: RayP
     with RayPool(partial(os._exit, 3), workers=1, threads_per_worker=1) as pool:
         pool.submit(job("never"))
         with pytest.raises(WorkError, match="the evaluators cannot be built: ActorDiedError"):
-            pool.next_done(60)
+            pool.next_done(PATIENCE_SECONDS)
 
 
 def test_a_cluster_without_room_is_told(ray_pool: RayPool) -> None:
