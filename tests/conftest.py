@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,8 @@ def foreign_ray() -> Iterator[None]:
     """A Ray that the pools did not start and must leave running: it is shared because starting one takes 5 s."""
     import ray
 
+    # Ray's own default is 15: beside other work its processes would take minutes to come up.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     assert ray.is_initialized(), "a pool has shut down a Ray that it had not started"
