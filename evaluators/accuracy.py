@@ -1,10 +1,18 @@
-"""Error of predictions, with its interval."""
+"""Error of predictions, of files and of networks, with its interval."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import torch
+from torch import nn
+
+from .data import DataSet, Pictures
+from .runtime import logits as outputs_of
+from .runtime import session
+
+ONNX_BATCH = 100
 
 
 def error_pct(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -18,3 +26,28 @@ def error_interval(error: float, count: int) -> tuple[float, float]:
     centre = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def bounds(name: str, interval: tuple[float, float]) -> dict[str, float]:
+    """An interval as two plain numbers, as the ledger keeps them."""
+    return {f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> float:
+    """Error in per cent of an exported file on a split, in the runtime."""
+    return error_pct(file_logits(onnx, data, split, threads, batch_size), split.labels)
+
+
+def model_error(model: nn.Module, data: DataSet, split: Pictures) -> float:
+    """Error in per cent of a network on a split as it is in the middle of its training; it is left in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        parts = [model(x).numpy() for x, _ in data.batches(split, ONNX_BATCH)]
+    return error_pct(np.concatenate(parts), split.labels)
+
+
+def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> np.ndarray:
+    """Outputs (N, K) of an exported file on a split."""
+    running = session(onnx, threads)
+    parts = [outputs_of(running, x.numpy(), batch_size) for x, _ in data.batches(split, batch_size)]
+    return np.concatenate(parts)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
@@ -29,47 +26,31 @@ from ..policies.policy import Policy, Scalar
 from ..policies.stored_layers import write_layer
 from ..policies.techniques import Phase
 from ..policies.techniques.prune_obs import PruneOBS
-from .accuracy import error_interval, error_pct
+from .accuracy import ONNX_BATCH, bounds, error_interval, file_error, model_error
 from .bank import Bank
+from .counts import counted
 from .data import DataSet, Pictures
-from .energy import energy_uj
 from .kernels import kernel_policy
 from .latency import LatencyProbe
 from .macs import Profile, nonzero_parameters, profile
 from .observe import Observations
-from .runtime import logits, session
 from .stitch import norms_after
 from .stitched import StitchedRung
+from .stopwatch import Stopwatch
 from .training.checkpoints import UNKEPT, Checkpoints, OnEpoch
 from .training.ensemble import as_one
-from .training.gradual import halves, prune_gradually
+from .training.gradual import halves, inner_targets, prune_gradually, sparsities
 from .training.loop import Recipe
 from .training.methods import make_teaching
 from .training.teaching import Teaching, teach
 from .workbench import Workbench
 
-ONNX_BATCH = 100
 RANGE_PICTURES = 32
 """Calibration pictures that give a screened candidate's sums their 8-bit ranges; one that is shipped has all of them."""
 KERNEL_PICTURES = 4
 """Calibration pictures where ranges are of no account, since nothing but time is measured."""
 KERNEL_SHARE = 0.3
 """Of a screening's time for the latency probe: many variants are timed, and screenings correct what is summed from them."""
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by kind of work."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -88,7 +69,7 @@ class Candidate:
 
     def counted(self, counts: Profile) -> dict[str, float]:
         """What is counted rather than timed or tried: sizes, operations, memory, energy."""
-        return {"stored_bytes": len(self.press), "onnx_bytes": len(self.onnx), **_counts(counts, len(self.onnx))}
+        return {"stored_bytes": len(self.press), "onnx_bytes": len(self.onnx), **counted(counts, len(self.onnx))}
 
 
 class CandidateEvaluator:
@@ -273,7 +254,7 @@ class CandidateEvaluator:
     def _trained(
         self, plan: Plan, seed: int, recipe: Recipe, data: DataSet, checkpoints: Checkpoints
     ) -> CompressedModel:
-        targets = {} if recipe.epochs < 2 else _sparsities(plan)
+        targets = {} if recipe.epochs < 2 else sparsities(plan)
         share = self.bench.settings.prune_share
         if not targets or not share:
             compressed = self._own(self._compress_plan(plan))
@@ -286,7 +267,7 @@ class CandidateEvaluator:
         early = self._own(self._compress_plan(first_plan))
         prune_gradually(
             early.model.requires_grad_(True),
-            _inner_targets(early.model, targets),
+            inner_targets(early.model, targets),
             data,
             first,
             seed=seed,
@@ -434,58 +415,3 @@ class CandidateEvaluator:
     @cached_property
     def _probe(self) -> LatencyProbe:
         return LatencyProbe(self.bench.reference, self._example.numpy(), self.bench.settings.latency_threads)
-
-
-def _sparsities(plan: Plan) -> dict[str, float]:
-    """Layer -> share of its weights that the plan prunes."""
-    found = {p.layer.name: t for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE}
-    return {name: float(sparsity) for name, t in found.items() if (sparsity := getattr(t, "sparsity", None))}
-
-
-def _inner_targets(model: nn.Module, targets: Mapping[str, float]) -> dict[str, float]:
-    """The same for the layers that a factorization put in a layer's place."""
-    return {
-        f"{name}.{inner}" if inner else name: sparsity
-        for name, sparsity in targets.items()
-        for inner, _ in weighted_modules(model.get_submodule(name))
-    }
-
-
-def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> float:
-    """Error in per cent of an exported file on a split, in the runtime."""
-    return error_pct(file_logits(onnx, data, split, threads, batch_size), split.labels)
-
-
-def model_error(model: nn.Module, data: DataSet, split: Pictures) -> float:
-    """Error in per cent of a network on a split as it is in the middle of its training; it is left in evaluation mode."""
-    model.eval()
-    with torch.no_grad():
-        parts = [model(x).numpy() for x, _ in data.batches(split, ONNX_BATCH)]
-    return error_pct(np.concatenate(parts), split.labels)
-
-
-def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> np.ndarray:
-    """Outputs (N, K) of an exported file on a split."""
-    running = session(onnx, threads)
-    parts = [logits(running, x.numpy(), batch_size) for x, _ in data.batches(split, batch_size)]
-    return np.concatenate(parts)
-
-
-def dense_counts(model: nn.Module, example: Tensor, onnx_bytes: int) -> dict[str, float]:
-    """The counted metrics of the dense network."""
-    return _counts(profile(model, example), onnx_bytes)
-
-
-def _counts(counts: Profile, onnx_bytes: int) -> dict[str, float]:
-    return {
-        "macs": counts.macs,
-        "params": counts.params,
-        "peak_memory_bytes": counts.peak_memory_bytes,
-        "energy_uj_estimate": energy_uj(counts, onnx_bytes),
-        "unknown_operations": len(counts.unknown_operations),
-    }
-
-
-def bounds(name: str, interval: tuple[float, float]) -> dict[str, float]:
-    """An interval as two plain numbers, as the ledger keeps them."""
-    return {f"{name}_low": interval[0], f"{name}_high": interval[1]}

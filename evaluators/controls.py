@@ -27,7 +27,8 @@ from ..policies.techniques.prune_magnitude import PruneMagnitude
 from ..policies.techniques.prune_nm import PruneNM
 from ..policies.techniques.prune_obd import PruneOBD
 from ..policies.techniques.prune_obs import PruneOBS
-from .candidate import CandidateEvaluator, Stopwatch
+from .candidate import CandidateEvaluator
+from .stopwatch import Stopwatch
 from .training.loop import Recipe, train
 from .training.lottery import CONTROLS, FROM_INITIAL, SCRATCH, Control, Masks, Origins, Start, hold, ticket
 from .untrained import Untrained

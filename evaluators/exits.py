@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnxruntime
@@ -58,7 +59,7 @@ class Exits:
     macs: np.ndarray
     latency_ratio: np.ndarray
 
-    @property
+    @cached_property
     def certainty(self) -> np.ndarray:
         """(exits - 1, N) the largest softmax probability at each exit but the last."""
         early = self.logits[:-1]

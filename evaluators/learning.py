@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..policies.export.onnx import export_onnx
-from .accuracy import error_interval
-from .candidate import Stopwatch, bounds, dense_counts, file_error
+from .accuracy import bounds, error_interval, file_error
+from .counts import dense_counts
+from .stopwatch import Stopwatch
 from .training.checkpoints import UNKEPT, Checkpoints
 from .training.ensemble import as_one
 from .training.learned import Learning, learn

@@ -17,6 +17,25 @@ from ..policies.subnetworks import Channels, Slices, sliced, slices_of
 
 
 @dataclass(frozen=True)
+class Part:
+    """A network of a shape inside a larger one.
+
+    Parameters
+    ----------
+    shape
+        Its family and knobs.
+    network
+        Freshly initialised.
+    slices
+        Where its tensors lie in the larger one's.
+    """
+
+    shape: Mapping[str, Scalar]
+    network: nn.Module
+    slices: Slices
+
+
+@dataclass(frozen=True)
 class Supernet:
     """A network of a family, and the smaller ones in it.
 
@@ -34,8 +53,8 @@ class Supernet:
     example: Tensor
     num_classes: int
 
-    def part(self, shape: Mapping[str, Scalar]) -> tuple[nn.Module, Slices]:
-        """The network of a shape, freshly initialised, and where its weights lie in the largest one's.
+    def part(self, shape: Mapping[str, Scalar]) -> Part:
+        """The network of a shape in the largest one.
 
         Raises
         ------
@@ -43,7 +62,7 @@ class Supernet:
             Where there is no network of this shape, or it is not contained in the largest.
         """
         network = network_of(shape, self.num_classes, self.example.shape[1])
-        return network, slices_of(self._whole, Channels.of(network, self.example))
+        return Part(shape, network, slices_of(self._whole, Channels.of(network, self.example)))
 
     def network(self, shape: Mapping[str, Scalar], calibration: Tensor) -> nn.Module:
         """The network of a shape with its weights, batch norms estimated anew on pictures (N, C, H, W).
@@ -55,10 +74,10 @@ class Supernet:
         PolicyError
             As ``part`` does.
         """
-        network, slices = self.part(shape)
-        network.load_state_dict(sliced(self.model.state_dict(), slices))
-        reestimate_statistics(network.eval(), calibration)
-        return network
+        part = self.part(shape)
+        part.network.load_state_dict(sliced(self.model.state_dict(), part.slices))
+        reestimate_statistics(part.network.eval(), calibration)
+        return part.network
 
     def slimmable(self, shapes: Sequence[Mapping[str, Scalar]], calibration: Tensor) -> Slimmable:
         """One module that is as wide as it is told to be at run time (1812.08928), for these shapes.
@@ -74,9 +93,9 @@ class Supernet:
 
     def _sharing(self, shape: Mapping[str, Scalar], calibration: Tensor) -> nn.Module:
         """The network of a shape whose weights are views of the largest one's; its batch norms' statistics are its own."""
-        network, slices = self.part(shape)
-        weights = dict(self.model.named_parameters())
-        shared = sliced(weights, {name: index for name, index in slices.items() if name in weights})
+        part = self.part(shape)
+        network, weights = part.network, dict(self.model.named_parameters())
+        shared = sliced(weights, {name: index for name, index in part.slices.items() if name in weights})
         for name, value in shared.items():
             layer, _, tensor = name.rpartition(".")
             setattr(network.get_submodule(layer), tensor, nn.Parameter(value.detach(), requires_grad=False))

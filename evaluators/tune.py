@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -194,7 +194,8 @@ class TunePool(AbstractContextManager["TunePool"]):
             if jobs:
                 self._tuner(jobs).fit()
         except _ClosedError:
-            pass
+            # Nobody waits for what is left of it.
+            return
         except WorkError as error:
             self._answers.put(error)
         except Exception as error:
@@ -309,72 +310,90 @@ def _watcher(
     closed: threading.Event,
 ) -> Any:
     """Tune's callback; its base class is Ray's, which is not imported before it is needed."""
-    from ray import kill
     from ray.tune import Callback
 
-    class Watcher(Callback):
-        """Says what became of each trial, and kills those that are not heard of."""
-
-        def __init__(self) -> None:
-            self._heard_s: dict[str, float] = {}
-            self._hung: set[str] = set()
-            self._failed: WorkError | None = None
-
+    class Watcher(_Watching, Callback):
         def __reduce__(self) -> tuple[Any, ...]:
             # Tune pickles all parts of an experiment, for a restore that is never asked for.
             return Callback, ()
 
-        def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            now_s = time.monotonic()
-            for trial in trials:
-                if now_s - self._heard_s.get(trial.trial_id, now_s) > _job(trial).timeout_s:
-                    self._hung.add(trial.trial_id)
-                    self._heard_s.pop(trial.trial_id)
-                    kill(trial.temporary_state.ray_actor)
+    return Watcher(jobs, answer, on_epoch, closed)
 
-        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            if self._failed is not None:
-                raise self._failed
-            if closed.is_set():
-                raise _ClosedError
 
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._heard_s[trial.trial_id] = time.monotonic()
+@dataclass(eq=False)
+class _Watching:
+    """Says what became of each trial, and kills those that are not heard of: the events that Tune tells of.
 
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-        ) -> None:
-            self._heard_s[trial.trial_id] = time.monotonic()
-            self._hung.discard(trial.trial_id)
+    Parameters
+    ----------
+    jobs
+        Those of the trials, by the index in their configuration.
+    answer, on_epoch
+        Told of each answer, and of each epoch whose state is kept.
+    closed
+        Set where nobody waits any longer.
+    """
 
-        def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            last = trial.last_result
-            if "epoch" in last:
-                figures = {name: last[name] for name in ("loss", "error_pct") if name in last}
-                on_epoch(Epoch(_job(trial), last["epoch"], figures, last["hostname"], last["pid"]))
+    jobs: Sequence[Job]
+    answer: Callable[[Done | WorkError], None]
+    on_epoch: Callable[[Epoch], None]
+    closed: threading.Event
+    _heard_s: dict[str, float] = field(default_factory=dict)
+    _hung: set[str] = field(default_factory=set)
+    _failed: WorkError | None = None
 
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._heard_s.pop(trial.trial_id, None)
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        from ray import kill
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._heard_s.pop(trial.trial_id, None)
-            # Tune also pickles the exception, but its text is enough to tell what happened.
-            text = Path(trial.error_file).read_text(encoding="utf-8")
-            times = 0 if trial.trial_id not in self._hung else MAX_FAILURES + 1
-            answer(lost(_job(trial), trial.last_result, text, times))
+        now_s = time.monotonic()
+        for trial in trials:
+            if now_s - self._heard_s.get(trial.trial_id, now_s) > self._job(trial).timeout_s:
+                self._hung.add(trial.trial_id)
+                self._heard_s.pop(trial.trial_id)
+                kill(trial.temporary_state.ray_actor)
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._heard_s.pop(trial.trial_id, None)
-            last, job = trial.last_result, _job(trial)
-            if "unbuilt" in last:
-                self._failed = cannot_build(Fault(**last["unbuilt"]))
-            else:
-                answer(outcome(job, last, Path(trial.checkpoint.path) if trial.checkpoint else None))
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._failed is not None:
+            raise self._failed
+        if self.closed.is_set():
+            raise _ClosedError
 
-    def _job(trial: Any) -> Job:
-        return jobs[trial.config["index"]]
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard_s[trial.trial_id] = time.monotonic()
 
-    return Watcher()
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._heard_s[trial.trial_id] = time.monotonic()
+        self._hung.discard(trial.trial_id)
+
+    def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        last = trial.last_result
+        if "epoch" in last:
+            figures = {name: last[name] for name in ("loss", "error_pct") if name in last}
+            self.on_epoch(Epoch(self._job(trial), last["epoch"], figures, last["hostname"], last["pid"]))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard_s.pop(trial.trial_id, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard_s.pop(trial.trial_id, None)
+        # Tune also pickles the exception, but its text is enough to tell what happened.
+        text = Path(trial.error_file).read_text(encoding="utf-8")
+        times = 0 if trial.trial_id not in self._hung else MAX_FAILURES + 1
+        self.answer(lost(self._job(trial), trial.last_result, text, times))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard_s.pop(trial.trial_id, None)
+        last = trial.last_result
+        if "unbuilt" in last:
+            self._failed = cannot_build(Fault(**last["unbuilt"]))
+        else:
+            kept = Path(trial.checkpoint.path) if trial.checkpoint else None
+            self.answer(outcome(self._job(trial), last, kept))
+
+    def _job(self, trial: Any) -> Job:
+        return self.jobs[trial.config["index"]]
 
 
 def _next_name(storage: Path) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..evaluators.candidate import CandidateEvaluator, Stopwatch
+from ..evaluators.candidate import CandidateEvaluator
 from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
+from ..evaluators.stopwatch import Stopwatch
 from ..evaluators.workbench import Settings, Workbench
 from ..policies.errors import PolicyError
 from ..policies.export.onnx import export_onnx

@@ -12,7 +12,7 @@ from ..evaluators.kernels import kernel_policy
 from ..policies.errors import ConfigError, PolicyError
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
-from ..spaces.base import Choices
+from ..spaces.base import Choices, indices
 from ..spaces.layerwise import LayerwiseSpace
 from .dispatch import Dispatcher
 from .ledger import Evaluation, EvaluationKey
@@ -253,7 +253,7 @@ def make_guide(session: Session, built: Built) -> Guide:
     everything = [f.profile for f in usable]
     guide = Guide(
         table=table_of(units, names, rows, built.central),
-        choices=tuple(tuple(_whole(f.entry.choices) for f in rows[unit]) for unit in units),
+        choices=tuple(tuple(indices(f.entry.choices) for f in rows[unit]) for unit in units),
         knobs={knob: len(options) for knob, options in layers_of(session).menu().items()},
         damage=np.array([p[KL] for p in everything]),
         error=_validation_like(session, everything),
@@ -263,10 +263,6 @@ def make_guide(session: Session, built: Built) -> Guide:
         bounds={name: bound for name, bound in limits.items() if name not in session.objectives},
     )
     return without_dominated(guide)
-
-
-def _whole(choices: Choices) -> dict[str, int]:
-    return {knob: int(index) for knob, index in choices.items()}
 
 
 def table_of(

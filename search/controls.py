@@ -11,8 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..evaluators.accuracy import error_interval
-from ..evaluators.candidate import bounds, file_error
+from ..evaluators.accuracy import bounds, error_interval, file_error
 from ..evaluators.controls import FIDELITY, applicable, epochs_of
 from ..evaluators.models import save_weights
 from ..evaluators.training.loop import Recipe

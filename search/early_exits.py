@@ -7,20 +7,22 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluators.accuracy import error_interval, error_pct
-from ..evaluators.candidate import bounds
+from ..evaluators.accuracy import bounds, error_interval, error_pct
 from ..evaluators.exits import ALWAYS, NEVER, Exits, cost_before, macs_by_exit, run_exits
 from ..evaluators.latency import LatencyProbe
-from ..evaluators.models import load_weights, save_weights
+from ..evaluators.models import load_weights
 from ..evaluators.runtime import session as runtime_session
+from ..evaluators.training.checkpoints import OnEpoch
 from ..evaluators.training.early_exits import exits_loss
 from ..evaluators.training.loop import train
+from ..evaluators.training.task import TrainingTask
 from ..policies.errors import ConfigError, ModelError, ParetopressError
 from ..policies.exits import EveryExit, ExitNetwork, places_for_exits
 from ..policies.export.early_exit import with_exits
@@ -31,6 +33,7 @@ from .pareto import front as front_of
 from .report.exits import render_exits
 from .rundir import sha256
 from .session import Session
+from .trainings import train_network
 
 RUNG = "exits"
 MOST_SETS = 20_000
@@ -140,18 +143,14 @@ def _trained(session: Session, example: Tensor) -> ExitNetwork:
         return network.eval()
     recipe = settings.recipe()
     session.listener.say(f"training exits behind {', '.join(after)}: {recipe.epochs} epochs")
-    checkpoint = run.path / "exits-training.safetensors"
-    train(
-        network,
-        bench.data,
-        recipe,
-        seed=session.config.seed,
-        loss=exits_loss(network, recipe.label_smoothing),
-        checkpoint=checkpoint,
-        on_epoch=lambda epoch, loss: session.listener.say(f"  epoch {epoch}/{recipe.epochs}: loss {loss:.4f}"),
-    )
-    save_weights(network, weights)
-    checkpoint.unlink(missing_ok=True)
+    loss, seed, data = exits_loss(network, recipe.label_smoothing), session.config.seed, bench.data
+
+    def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
+        train(network, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch)
+
+    task = TrainingTask(network, carry_out, recipe.epochs)
+    state = run.path / "exits-training.safetensors"
+    train_network(task, weights, state, session.config.pool, run, session.listener.say)
     return network.eval()
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluators.accuracy import error_interval
-from ..evaluators.candidate import bounds, file_error
+from ..evaluators.accuracy import bounds, error_interval, file_error
 from ..evaluators.latency import LatencyProbe
 from ..policies.errors import ParetopressError, SearchError
 from ..policies.policy import Policy

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..evaluators.candidate import dense_counts, file_error, file_logits
+from ..evaluators.accuracy import file_error, file_logits
 from ..evaluators.cores import available_cores
+from ..evaluators.counts import dense_counts
 from ..evaluators.data import DataSet, Pictures, SplitSizes
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.models import build_model, load_weights

@@ -13,6 +13,7 @@ from ..policies.architectures.shapes import canonical
 from ..policies.errors import PolicyError, SearchError
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
+from ..spaces.base import indices
 from ..spaces.shapes import ShapeSpace
 from .banking import Banking, leave_dense, make_guide
 from .dispatch import Dispatcher
@@ -70,7 +71,7 @@ class Screening:
         uniform = self._uniform()
         records = self.session.ledger.trials()
         told, screened, idle = 0, 0, 0
-        evaluations = self._evaluations
+        evaluations = len(self._whole) or settings.evaluations
         while told < len(records) or (screened < evaluations and idle < IDLE_BATCHES and self._in_time()):
             if told == len(records):
                 count = choice.count(settings.batch, evaluations - screened)
@@ -89,10 +90,12 @@ class Screening:
             self._give_up_where_hopeless(records, choice.rung)
 
     @property
-    def _evaluations(self) -> int:
-        """As many as the configuration says, at most all shapes of a space of shapes."""
-        space, evaluations = self.session.prepared.space, self.session.config.search.evaluations
-        return min(evaluations, space.size) if isinstance(space, ShapeSpace) else evaluations
+    def _whole(self) -> list[dict[str, int]]:
+        """All of a space of shapes that is no larger than the search; nothing otherwise."""
+        space = self.session.prepared.space
+        if not isinstance(space, ShapeSpace) or space.size > self.session.config.search.evaluations:
+            return []
+        return [indices(choices) for choices in space.all()]
 
     def _guide(self, dispatcher: Dispatcher) -> Guide:
         built = Banking(self.session)(dispatcher)
@@ -117,12 +120,11 @@ class Screening:
         return spent_s < 60 * minutes
 
     def _uniform(self) -> list[dict[str, int]]:
-        """What is asked for first; of a space of shapes that is small enough, all of it."""
-        space, evaluations = self.session.prepared.space, self.session.config.search.evaluations
-        if isinstance(space, ShapeSpace) and space.size <= evaluations:
-            return [{k: int(v) for k, v in choices.items()} for choices in space.all()]
-        everything = [{k: int(v) for k, v in choices.items()} for choices in space.uniform()]
-        room = max(1, round(UNIFORM_SHARE * evaluations))
+        """What is asked for first."""
+        if whole := self._whole:
+            return whole
+        everything = [indices(choices) for choices in self.session.prepared.space.uniform()]
+        room = max(1, round(UNIFORM_SHARE * self.session.config.search.evaluations))
         if len(everything) <= room:
             return everything
         return [everything[i] for i in np.unique(np.linspace(0, len(everything) - 1, room).round().astype(int))]

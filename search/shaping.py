@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..evaluators.data import DataSet
 from ..evaluators.models import load_weights
 from ..evaluators.shapes import shape_profile
-from ..evaluators.supernet import Supernet
+from ..evaluators.supernet import Part, Supernet
 from ..evaluators.training.checkpoints import OnEpoch
 from ..evaluators.training.loop import train
 from ..evaluators.training.sandwich import Sandwich
@@ -109,13 +110,13 @@ def make_supernet(
     elif run.supernet.is_file():
         load_weights(supernet.model, str(run.supernet))
     else:
-        _train(config, data, supernet, learned_shapes(space, supernet, config.seed), run, say)
+        _train(config, data, supernet, learned_parts(space, supernet, config.seed), run, say)
     supernet.model.eval()
     return supernet
 
 
-def learned_shapes(space: ShapeSpace, supernet: Supernet, seed: int) -> list[Shape]:
-    """Shapes that the supernet learns, the one of the fewest multiply-accumulates first.
+def learned_parts(space: ShapeSpace, supernet: Supernet, seed: int) -> list[Part]:
+    """What the supernet learns to be, the one of the fewest multiply-accumulates first.
 
     Raises
     ------
@@ -132,21 +133,18 @@ def learned_shapes(space: ShapeSpace, supernet: Supernet, seed: int) -> list[Sha
             "space.shape: no shape of the menus is contained in the dense network; expected model.arguments to be the"
             " largest shape"
         )
-    return sorted(held, key=lambda shape: _macs(shape, supernet))
+    return sorted(held, key=lambda part: _macs(part.shape, supernet))
 
 
 def _macs(shape: Shape, supernet: Supernet) -> float:
     return shape_profile(shape, supernet.num_classes, supernet.example.shape[1]).macs
 
 
-def _all_held(supernet: Supernet, shapes: Sequence[Shape]) -> Iterator[Shape]:
-    """Those that are contained in the supernet, each looked at once by the knobs' values that it has."""
+def _all_held(supernet: Supernet, shapes: Iterable[Shape]) -> Iterator[Part]:
+    """Those that are contained in the supernet."""
     for shape in shapes:
-        try:
-            supernet.part(shape)
-        except PolicyError:
-            continue
-        yield shape
+        with suppress(PolicyError):
+            yield supernet.part(shape)
 
 
 def _held(supernet: Supernet, shape: Shape, knob: str, options: tuple[Scalar, ...], say: Say) -> tuple[Scalar, ...]:
@@ -158,11 +156,11 @@ def _held(supernet: Supernet, shape: Shape, knob: str, options: tuple[Scalar, ..
     return held
 
 
-def _train(config: Config, data: DataSet, supernet: Supernet, shapes: list[Shape], run: RunDirectory, say: Say) -> None:
+def _train(config: Config, data: DataSet, supernet: Supernet, parts: list[Part], run: RunDirectory, say: Say) -> None:
     section = _shape_config(config).supernet
     recipe = section.recipe()
-    say(f"training the supernet for {len(shapes)} shapes: {recipe.epochs} epochs of {len(data.train)} pictures")
-    loss, seed = Sandwich.of(supernet, shapes, section.random, recipe), config.seed
+    say(f"training the supernet for {len(parts)} shapes: {recipe.epochs} epochs of {len(data.train)} pictures")
+    loss, seed = Sandwich.of(supernet, parts, section.random, recipe), config.seed
 
     def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
         train(supernet.model, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch)

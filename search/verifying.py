@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluators.accuracy import error_pct
-from ..evaluators.candidate import file_logits
+from ..evaluators.accuracy import error_pct, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet
 from ..evaluators.latency import LatencyProbe

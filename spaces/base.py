@@ -10,6 +10,11 @@ from ..policies.policy import Policy
 Choices = dict[str, float | int | str]
 
 
+def indices(choices: Choices) -> dict[str, int]:
+    """The choices as indices into each menu."""
+    return {knob: int(index) for knob, index in choices.items()}
+
+
 class SuggestTrial(Protocol):
     """The three methods of a sampler's trial that a space may use."""
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...policies import forms
+from ...policies.plan import Plan
+from ...policies.techniques import Phase
 from ...policies.techniques.prune_magnitude import largest
 from ..data import DataSet
 from .loop import Loss, Recipe, train
@@ -214,3 +216,18 @@ def _choose(layer: nn.Module, sparsity: float, schedule: Schedule) -> None:
     mask = cast(Tensor, forms.mask_of(layer))
     mask.copy_(schedule.choose(original, mask, original.numel() - round(sparsity * original.numel())))
     original.mul_(torch.where(mask, 1.0, schedule.remembers))
+
+
+def sparsities(plan: Plan) -> dict[str, float]:
+    """Layer -> share of its weights that the plan prunes."""
+    found = {p.layer.name: t for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE}
+    return {name: float(sparsity) for name, t in found.items() if (sparsity := getattr(t, "sparsity", None))}
+
+
+def inner_targets(model: nn.Module, targets: Mapping[str, float]) -> dict[str, float]:
+    """The same for the layers that a factorization put in a layer's place."""
+    return {
+        f"{name}.{inner}" if inner else name: sparsity
+        for name, sparsity in targets.items()
+        for inner, _ in forms.weighted_modules(model.get_submodule(name))
+    }

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from ...policies.policy import Scalar
-from ...policies.subnetworks import Slices, sliced
-from ..supernet import Supernet
+from ...policies.subnetworks import sliced
+from ..supernet import Part, Supernet
 from .loop import Loss, Recipe, cross_entropy
-
-Shape = Mapping[str, Scalar]
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,9 @@ class Sandwich:
     ----------
     supernet
         What is trained.
-    shapes
-        All that are sampled from; the first is the smallest and takes part in every step.
+    parts
+        All that are sampled from, in training mode, with the slices of what is learned alone; the first is the smallest and
+        takes part in every step. Their batch norms see the batch and keep nothing that is used.
     random
         How many others take part in a step.
     hard
@@ -38,31 +36,27 @@ class Sandwich:
     """
 
     supernet: Supernet
-    shapes: Sequence[Shape]
+    parts: Sequence[Part]
     random: int
     hard: Loss
-    _parts: dict[int, tuple[nn.Module, Slices]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, supernet: Supernet, shapes: Sequence[Shape], random: int, recipe: Recipe) -> Sandwich:
+    def of(cls, supernet: Supernet, parts: Sequence[Part], random: int, recipe: Recipe) -> Sandwich:
         """With the ordinary loss of a recipe."""
-        return cls(supernet, shapes, random, cross_entropy(recipe))
+        return cls(supernet, [_learning(part) for part in parts], random, cross_entropy(recipe))
 
     def __call__(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         target = logits.detach().softmax(1)
         weights = dict(self.supernet.model.named_parameters())
-        chosen = [0, *torch.randint(len(self.shapes), (self.random,)).tolist()]
+        chosen = [0, *torch.randint(len(self.parts), (self.random,)).tolist()]
         total = self.hard(x, logits, labels)
-        for index in dict.fromkeys(chosen):
-            part, slices = self._part(index)
-            outputs = functional_call(part, sliced(weights, slices), (x,))
+        for part in (self.parts[index] for index in dict.fromkeys(chosen)):
+            outputs = functional_call(part.network, sliced(weights, part.slices), (x,))
             total = total + functional.cross_entropy(outputs, target)
         return total
 
-    def _part(self, index: int) -> tuple[nn.Module, Slices]:
-        """The network of a shape without weights of its own; batch norms see the batch and keep nothing that is used."""
-        if index not in self._parts:
-            network, slices = self.supernet.part(self.shapes[index])
-            learned = {name for name, _ in network.named_parameters()}
-            self._parts[index] = network.train(), {name: s for name, s in slices.items() if name in learned}
-        return self._parts[index]
+
+def _learning(part: Part) -> Part:
+    learned = {name for name, _ in part.network.named_parameters()}
+    slices = {name: index for name, index in part.slices.items() if name in learned}
+    return replace(part, network=part.network.train(), slices=slices)

@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo
 from .factors import column_and_row, conv_reason, dearer_reason, require_plain, spatial_factors
-from .rewriting import Fit, between, own_bias, require_count, require_fit, rewritten, row_cost
+from .rewriting import Rewrite, between, own_bias, require_count, rewritten, row_cost
 
 
 @dataclass(frozen=True)
-class RewriteAsymmetric:
+class RewriteAsymmetric(Rewrite):
     """A kh x kw convolution as a kh x 1 and a 1 x kw one (Szegedy 2016, 1512.00567, section 3.2).
 
     With ``c`` channels, ``n`` outputs and ``w`` between, ``w (c kh + n kw)`` weights stand for ``c n kh kw``: where all are
@@ -28,12 +28,9 @@ class RewriteAsymmetric:
     ----------
     width
         Channels between the two; 0: as many as the fewer of those that come in and go out.
-    fit
-        ``outputs``: those on the calibration inputs err least; ``weights``: the weights do.
     """
 
     width: int = 0
-    fit: Fit = "outputs"
 
     name: ClassVar[str] = "rewrite_asymmetric"
     about: ClassVar[About] = About(
@@ -44,20 +41,10 @@ class RewriteAsymmetric:
         "smaller layers",
         "Szegedy 2016, 1512.00567",
     )
-    phase: ClassVar[Phase] = Phase.FACTORIZE
-    needs_calibration: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_count(self.name, "width", self.width, 0)
-        require_fit(self.name, self.fit)
-        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
-        object.__setattr__(self, "needs_calibration", self.second_order)
-
-    @property
-    def second_order(self) -> bool:
-        """Whether it wants the inputs' second moment."""
-        return self.fit == "outputs"
 
     def check(self, layer: LayerInfo) -> str | None:
         reason = conv_reason(layer)
@@ -67,9 +54,6 @@ class RewriteAsymmetric:
         if width > full:
             return f"'{layer.name}' needs no more than {full} channels between a column and a row; got width {width}"
         return dearer_reason(replace(self, width=width), layer)
-
-    def is_identity(self, layer: LayerInfo) -> bool:
-        return False
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = require_plain(self.name, module, nn.Conv2d)

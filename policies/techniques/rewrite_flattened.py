@@ -10,27 +10,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo
 from .factors import conv_factor, conv_reason, dearer_reason, require_plain
-from .rewriting import Fit, depthwise_clash, own_bias, require_fit, rewritten, row_cost
+from .rewriting import Rewrite, depthwise_clash, own_bias, rewritten, row_cost
 
 
 @dataclass(frozen=True)
-class RewriteFlattened:
+class RewriteFlattened(Rewrite):
     """A kh x kw convolution as c x 1 x 1, 1 x kh x 1 and 1 x 1 x kw filters in a row (Jin 2015, 1412.5474, section 3).
 
     With ``c`` channels and ``n`` outputs, ``n (c + kh + kw)`` weights stand for ``n c kh kw``. Each output has one filter of
     each kind: the last two convolutions are depthwise, stride, padding and dilation go to the one of their axis. Nothing
     stands between them: ``W'[o, i, y, x] = l[o, i] v[o, y] h[o, x]`` starts from the SVD of each ``W[o]`` as ``i`` by
     ``(y, x)``, then as ``y`` by ``x``, and is fitted by ``rewriting.fitted``.
-
-    Parameters
-    ----------
-    fit
-        ``outputs``: those on the calibration inputs err least; ``weights``: the weights do.
     """
-
-    fit: Fit = "outputs"
 
     name: ClassVar[str] = "rewrite_flattened"
     about: ClassVar[About] = About(
@@ -41,19 +34,6 @@ class RewriteFlattened:
         "smaller layers",
         "Jin 2015, 1412.5474",
     )
-    phase: ClassVar[Phase] = Phase.FACTORIZE
-    needs_calibration: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require_fit(self.name, self.fit)
-        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
-        object.__setattr__(self, "needs_calibration", self.second_order)
-
-    @property
-    def second_order(self) -> bool:
-        """Whether it wants the inputs' second moment."""
-        return self.fit == "outputs"
 
     def check(self, layer: LayerInfo) -> str | None:
         return conv_reason(layer) or dearer_reason(self, layer)
@@ -61,9 +41,6 @@ class RewriteFlattened:
     def clash(self, other: object) -> str | None:
         """Depthwise layers have no single Hessian."""
         return depthwise_clash(self.name, other)
-
-    def is_identity(self, layer: LayerInfo) -> bool:
-        return False
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = require_plain(self.name, module, nn.Conv2d)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PolicyError
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo
 from .factors import linear_factor, read_reason, require_plain
-from .rewriting import Fit, own_bias, require_count, require_fit, row_cost, settle
+from .rewriting import Rewrite, own_bias, require_count, row_cost, settle
 
 
 @dataclass(frozen=True)
-class RewritePooled:
+class RewritePooled(Rewrite):
     """A linear layer on all of a flattened (c, h, w) map as one on the mean of each channel (Lin 2014, 1312.4400, section 3.2).
 
     Of ``n c h w`` weights ``n c`` are left, ``W'[o, i] = sum_p W[o, i, p]`` to start with: what the layer would make of a map
@@ -25,12 +25,9 @@ class RewritePooled:
     ----------
     positions
         h w, at least 2: as many features of the layer in a row are one channel's.
-    fit
-        ``outputs``: those on the calibration inputs err least; ``weights``: the sums stay.
     """
 
     positions: int
-    fit: Fit = "outputs"
 
     name: ClassVar[str] = "rewrite_pooled"
     about: ClassVar[About] = About(
@@ -41,20 +38,10 @@ class RewritePooled:
         "a mean and a smaller layer",
         "Lin 2014, 1312.4400",
     )
-    phase: ClassVar[Phase] = Phase.FACTORIZE
-    needs_calibration: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_count(self.name, "positions", self.positions, 2)
-        require_fit(self.name, self.fit)
-        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
-        object.__setattr__(self, "needs_calibration", self.second_order)
-
-    @property
-    def second_order(self) -> bool:
-        """Whether it wants the inputs' second moment."""
-        return self.fit == "outputs"
 
     def check(self, layer: LayerInfo) -> str | None:
         if layer.kind != "linear":
@@ -64,9 +51,6 @@ class RewritePooled:
         if layer.positions != self.positions:
             return f"'{layer.name}' reads {layer.positions} positions of each channel; got positions {self.positions}"
         return read_reason(layer)
-
-    def is_identity(self, layer: LayerInfo) -> bool:
-        return False
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = self._layer(module)

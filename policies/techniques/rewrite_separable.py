@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo
 from .factors import conv_factor, conv_reason, dearer_reason, require_plain
-from .rewriting import Fit, depthwise_clash, own_bias, require_count, require_fit, rewritten, row_cost
+from .rewriting import Rewrite, depthwise_clash, own_bias, require_count, rewritten, row_cost
 
 
 @dataclass(frozen=True)
-class RewriteSeparable:
+class RewriteSeparable(Rewrite):
     """A kh x kw convolution as a depthwise one and a 1 x 1 one (Chollet 2017, 1610.02357; Howard 2017, 1704.04861, eq. 3).
 
     With ``m`` filters for each of ``c`` channels and ``n`` outputs, ``c m kh kw + c m n`` weights stand for ``c n kh kw``:
@@ -28,12 +28,9 @@ class RewriteSeparable:
     ----------
     multiplier
         Filters m for each channel, at least 1.
-    fit
-        ``outputs``: those on the calibration inputs err least; ``weights``: the weights do.
     """
 
     multiplier: int = 1
-    fit: Fit = "outputs"
 
     name: ClassVar[str] = "rewrite_separable"
     about: ClassVar[About] = About(
@@ -44,20 +41,10 @@ class RewriteSeparable:
         "smaller layers",
         "Chollet 2017, 1610.02357",
     )
-    phase: ClassVar[Phase] = Phase.FACTORIZE
-    needs_calibration: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_count(self.name, "multiplier", self.multiplier, 1)
-        require_fit(self.name, self.fit)
-        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
-        object.__setattr__(self, "needs_calibration", self.second_order)
-
-    @property
-    def second_order(self) -> bool:
-        """Whether it wants the inputs' second moment."""
-        return self.fit == "outputs"
 
     def check(self, layer: LayerInfo) -> str | None:
         return conv_reason(layer) or dearer_reason(self, layer)
@@ -65,9 +52,6 @@ class RewriteSeparable:
     def clash(self, other: object) -> str | None:
         """Depthwise layers have no single Hessian."""
         return depthwise_clash(self.name, other)
-
-    def is_identity(self, layer: LayerInfo) -> bool:
-        return False
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = require_plain(self.name, module, nn.Conv2d)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import About, Calibration, LayerCost, LayerInfo, Phase
+from .base import About, Calibration, LayerCost, LayerInfo
 from .factors import conv_factor, conv_reason, dearer_reason, require_plain
-from .rewriting import Fit, between, own_bias, require_count, require_fit, rewritten, row_cost
+from .rewriting import Rewrite, between, own_bias, require_count, rewritten, row_cost
 
 SIDE = 3
 NOISE = 0.1
@@ -23,7 +23,7 @@ Padding = tuple[int, int] | str
 
 
 @dataclass(frozen=True)
-class RewriteStacked:
+class RewriteStacked(Rewrite):
     """A k x k convolution as ``s = (k - 1) / 2`` of 3 x 3 in a row (Szegedy 2016, 1512.00567, section 3.1).
 
     With ``c`` channels, ``n`` outputs and ``w`` between, ``9 (c w + w n + (s - 2) w^2)`` weights stand for ``k^2 c n``: where
@@ -36,12 +36,9 @@ class RewriteStacked:
     ----------
     width
         Channels between the layers; 0: as many as the fewer of those that come in and go out.
-    fit
-        ``outputs``: those on the calibration inputs err least; ``weights``: the weights do.
     """
 
     width: int = 0
-    fit: Fit = "outputs"
 
     name: ClassVar[str] = "rewrite_stacked"
     about: ClassVar[About] = About(
@@ -52,20 +49,10 @@ class RewriteStacked:
         "smaller layers",
         "Szegedy 2016, 1512.00567",
     )
-    phase: ClassVar[Phase] = Phase.FACTORIZE
-    needs_calibration: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_count(self.name, "width", self.width, 0)
-        require_fit(self.name, self.fit)
-        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
-        object.__setattr__(self, "needs_calibration", self.second_order)
-
-    @property
-    def second_order(self) -> bool:
-        """Whether it wants the inputs' second moment."""
-        return self.fit == "outputs"
 
     def check(self, layer: LayerInfo) -> str | None:
         reason = conv_reason(layer)
@@ -78,9 +65,6 @@ class RewriteStacked:
                 " on (rewrite_separable, rewrite_asymmetric or rewrite_flattened may fit)"
             )
         return dearer_reason(replace(self, width=between(layer, self.width)), layer)
-
-    def is_identity(self, layer: LayerInfo) -> bool:
-        return False
 
     def apply(self, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         layer = require_plain(self.name, module, nn.Conv2d)

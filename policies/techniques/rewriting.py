@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from ..errors import CandidateError, PolicyError
 from ..regression import regressed
 from ..second_order import damped
-from .base import Calibration, LayerCost, LayerInfo
+from .base import Calibration, LayerCost, LayerInfo, Phase
 from .factors import FLOAT_BITS
 from .hessians import SecondOrder, layer_hessians
 
@@ -44,16 +45,42 @@ TOLERANCE = 1e-5
 """Of the error a sweep must take away as much, or it was the last."""
 
 
-def require_fit(technique: str, fit: object) -> None:
-    """Refuse an unknown kind of fit.
+@dataclass(frozen=True)
+class Rewrite:
+    """What every rewrite has beside its own hyper-parameters.
+
+    Parameters
+    ----------
+    fit
+        ``outputs``: those on the calibration inputs err least; ``weights``: the weights alone decide.
 
     Raises
     ------
     PolicyError
-        Naming the technique and the kinds.
+        Where the kind of fit is unknown.
     """
-    if fit not in get_args(Fit):
-        raise PolicyError(f"{technique}: expected fit {' or '.join(get_args(Fit))}, got {fit!r}")
+
+    fit: Fit = field(default="outputs", kw_only=True)
+
+    name: ClassVar[str]
+    phase: ClassVar[Phase] = Phase.FACTORIZE
+    needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit):
+            raise PolicyError(f"{self.name}: expected fit {' or '.join(get_args(Fit))}, got {self.fit!r}")
+        # The need depends on a hyper-parameter: the instance's answer stands before the class's.
+        object.__setattr__(self, "needs_calibration", self.second_order)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it wants the inputs' second moment."""
+        return self.fit == "outputs"
+
+    def is_identity(self, layer: LayerInfo) -> bool:
+        """Never: another form is what was asked for."""
+        return False
 
 
 def require_count(technique: str, parameter: str, value: object, low: int) -> None:

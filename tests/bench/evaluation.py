@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from paretopress.evaluators.candidate import RANGE_PICTURES, CandidateEvaluator, file_error, file_logits
+from paretopress.evaluators.accuracy import file_error, file_logits
+from paretopress.evaluators.candidate import RANGE_PICTURES, CandidateEvaluator
 from paretopress.evaluators.data import DataSet, Pictures, SplitSizes, split
 from paretopress.evaluators.models import build_model, load_weights
 from paretopress.evaluators.stitched import BATCH

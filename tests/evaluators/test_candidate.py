@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paretopress.evaluators.accuracy import file_error, file_logits
 from paretopress.evaluators.base import METRICS
-from paretopress.evaluators.candidate import CandidateEvaluator, Stopwatch, dense_counts, file_error, file_logits
+from paretopress.evaluators.candidate import CandidateEvaluator
+from paretopress.evaluators.counts import dense_counts
 from paretopress.evaluators.data import SplitSizes
 from paretopress.evaluators.pool import Job
 from paretopress.evaluators.sources import load_data
+from paretopress.evaluators.stopwatch import Stopwatch
 from paretopress.evaluators.training.loop import Recipe, train
 from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.evaluators.worker import CandidateFactory

@@ -8,11 +8,12 @@ import pytest
 import torch
 from paretopress.evaluators.data import DataSet, Pictures, SplitSizes
 from paretopress.evaluators.sources import load_data
-from paretopress.evaluators.supernet import Supernet
+from paretopress.evaluators.supernet import Part, Supernet
 from paretopress.evaluators.training.loop import Recipe, cross_entropy, train
 from paretopress.evaluators.training.sandwich import Sandwich
 from paretopress.policies.architectures.shapes import network_of
 from paretopress.policies.errors import PolicyError
+from paretopress.policies.subnetworks import sliced
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,6 +35,10 @@ def supernet(data: DataSet) -> Supernet:
     return Supernet(model, data.preprocess(data.calibration.images[:1]), 10)
 
 
+def parts(supernet: Supernet, *shapes: dict) -> list[Part]:
+    return [supernet.part(shape) for shape in shapes]
+
+
 def batch(data: DataSet, count: int = 32) -> tuple[Tensor, Tensor]:
     part: Pictures = data.train.take(slice(0, count))
     return data.preprocess(part.images), torch.from_numpy(part.labels.astype("int64"))
@@ -43,11 +48,11 @@ def test_the_loss_is_the_labels_for_the_largest_and_its_outputs_for_the_others(
     supernet: Supernet, data: DataSet
 ) -> None:
     x, labels = batch(data)
-    loss = Sandwich.of(supernet, [SMALL], 1, Recipe())
+    loss = Sandwich.of(supernet, parts(supernet, SMALL), 1, Recipe())
     logits = supernet.model.train()(x)
-    network, slices = supernet.part(SMALL)
+    network = supernet.part(SMALL).network
     state = supernet.model.state_dict()
-    network.load_state_dict({name: state[name][index] if index else state[name] for name, index in slices.items()})
+    network.load_state_dict(sliced(state, supernet.part(SMALL).slices))
     expected = functional.cross_entropy(logits, labels)
     expected += functional.cross_entropy(network.train()(x), logits.softmax(1))
     assert loss(x, logits, labels).item() == pytest.approx(expected.item(), rel=1e-5)
@@ -57,7 +62,7 @@ def test_the_largest_learns_nothing_from_the_others_outputs(supernet: Supernet, 
     """The gradient of the others' losses reaches the shared weights through the others alone."""
     x, labels = batch(data)
     logits = supernet.model.train()(x)
-    Sandwich.of(supernet, [SMALL], 1, Recipe())(x, logits, torch.zeros_like(labels)).backward()
+    Sandwich.of(supernet, parts(supernet, SMALL), 1, Recipe())(x, logits, torch.zeros_like(labels)).backward()
     last = supernet.model.get_submodule("stages.4.1.pointwise.conv").weight.grad
     cut = network_of(SMALL, 10, 1).get_submodule("stages.4.1.pointwise.conv").weight.shape
     supernet.model.zero_grad()
@@ -71,7 +76,7 @@ def test_training_for_all_shapes_makes_the_small_ones_better(supernet: Supernet,
     only = copy.deepcopy(supernet)
     recipe = Recipe(epochs=4, batch_size=32, lr=0.005, optimizer="adamw")
     train(only.model, data, recipe, seed=0)
-    train(supernet.model, data, recipe, seed=0, loss=Sandwich.of(supernet, SHAPES, 1, recipe))
+    train(supernet.model, data, recipe, seed=0, loss=Sandwich.of(supernet, parts(supernet, *SHAPES), 1, recipe))
     assert error(supernet, MIDDLE, data) < 50 < error(only, MIDDLE, data)
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from paretopress.evaluators.candidate import CandidateEvaluator, Stopwatch
+from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import DataSet, Pictures, Preprocess
+from paretopress.evaluators.stopwatch import Stopwatch
 from paretopress.evaluators.training.distillation import SoftTargets, distillation
 from paretopress.evaluators.training.ensemble import Ensemble, as_one, softened
 from paretopress.evaluators.training.hints import Guided, Hint, Hints, fitted_regressor, hint_loss

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from paretopress.evaluators.accuracy import error_pct
-from paretopress.evaluators.candidate import Candidate, CandidateEvaluator, Stopwatch, file_logits
+from paretopress.evaluators.accuracy import error_pct, file_logits
+from paretopress.evaluators.candidate import Candidate, CandidateEvaluator
 from paretopress.evaluators.cores import available_cores
 from paretopress.evaluators.data import DataSet
 from paretopress.evaluators.latency import LatencyProbe
+from paretopress.evaluators.stopwatch import Stopwatch
 from paretopress.evaluators.training.loop import train
 from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.policies.export.onnx import export_onnx

@@ -125,14 +125,14 @@ SVDS = (SVDLinear(6), SVDLinear(6, "activations"))
 GENERATED = (Circulant(4), Circulant(5, 7), Toeplitz(6), Fastfood())
 REWRITES = (
     RewriteSeparable(),
-    RewriteSeparable(2, "weights"),
+    RewriteSeparable(2, fit="weights"),
     RewriteAsymmetric(),
-    RewriteAsymmetric(3, "weights"),
+    RewriteAsymmetric(3, fit="weights"),
     RewriteFlattened(),
-    RewriteFlattened("weights"),
+    RewriteFlattened(fit="weights"),
 )
-STACKS = (RewriteStacked(), RewriteStacked(5, "weights"))
-POOLS = (RewritePooled(6), RewritePooled(6, "weights"))
+STACKS = (RewriteStacked(), RewriteStacked(5, fit="weights"))
+POOLS = (RewritePooled(6), RewritePooled(6, fit="weights"))
 GROUPS = (PruneNM(1, 3), PruneNM(2, 4, "second_order"))
 
 PLAIN = {f"{t}-{name}": Case(t, *layer) for name, layer in LAYERS.items() for t in (*ANY, *FISHER)}

@@ -112,7 +112,7 @@ COLUMNS = torch.einsum("riy,orx->oiyx", normal(6, 6, 3), normal(8, 6, 3, seed=2)
     ("technique", "weight"),
     [
         (RewriteSeparable(fit="weights"), SEPARABLE),
-        (RewriteFlattened("weights"), FLATTENED),
+        (RewriteFlattened(fit="weights"), FLATTENED),
         (RewriteAsymmetric(fit="weights"), COLUMNS),
     ],
     ids=str,
@@ -167,12 +167,12 @@ def test_pooling_is_exact_for_weights_that_do_not_tell_positions_apart_and_bette
     even = filled(nn.Linear(48, 9), normal(9, 4)[:, :, None].expand(-1, -1, 12).flatten(1))
     inputs = normal(50, 48)
     assert torch.allclose(
-        RewritePooled(12, "weights").apply(copy.deepcopy(even), None)(inputs), even(inputs), atol=1e-4
+        RewritePooled(12, fit="weights").apply(copy.deepcopy(even), None)(inputs), even(inputs), atol=1e-4
     )
     layer, maps = filled(nn.Linear(48, 9), normal(9, 48)), bright(1)
     other = bright(2)
     errors = [
-        float((RewritePooled(12, fit).apply(layer, Calibration(maps))(other) - layer(other)).detach().norm())
+        float((RewritePooled(12, fit=fit).apply(layer, Calibration(maps))(other) - layer(other)).detach().norm())
         for fit in ("weights", "outputs")
     ]
     assert errors[1] < 0.8 * errors[0]
