@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/paretopress search configs/quickstart.yaml --out $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

@@ -11,10 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,101 +27,17 @@ from ..policies.coding.tensors import DenseTensor, StoredTensor
 from ..policies.copying import with_modules
 from ..policies.errors import CandidateError, FormatError, PolicyError
 from ..policies.graph import ModelGraph
-from ..policies.importance import Choice, Importance, fold_channels
 from ..policies.plan import Plan
-from ..policies.second_order import reconstruct
-from ..policies.slicing import Axis, Slot, cut
 from ..policies.stored_layers import layer_tensors, set_tensors
 from ..policies.techniques import Calibration, Phase, Technique, spelled_out
 from ..policies.techniques.base import Outlined, Resumable, outline
-from ..policies.techniques.hessians import hessian_reason
+from .cutting import Cuts, Cutter
 from .observe import Observations, as_channels
+from .variants import Key, Recent, Stitch, Variant
 
 KEPT_VARIANT_BYTES = 1_000_000_000
 KEPT_STAGE_BYTES = 256_000_000
 _EMPTY_BYTES = {coder: len(encode({}, {}, coder=coder)) for coder in CODERS}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A layer compressed in one way.
-
-    Parameters
-    ----------
-    digest
-        Of the layer's name, its cuts and what is done to it: the name of its file.
-    module
-        Its weights carry forms (see ``policies.forms``).
-    plain
-        Ordinary layers with the effective weights: what is swapped into the network.
-    norms
-        Batch norms that follow it, by name.
-    stored_bytes
-        Of its weights alone, entropy-coded.
-    relative_error
-        Squared error of its output over the output's squares, on calibration inputs; 0 for the dense layer.
-    weighted_error
-        The same error weighted by the squared gradients of the loss (empirical Fisher): about what the loss rises by.
-    """
-
-    digest: str
-    module: nn.Module
-    plain: nn.Module
-    norms: Mapping[str, nn.Module]
-    stored_bytes: int
-    relative_error: float
-    weighted_error: float
-
-
-@dataclass(frozen=True)
-class Stitch:
-    """A candidate as the modules that differ from the dense network's.
-
-    Parameters
-    ----------
-    modules
-        Name -> module.
-    variants
-        The compressed layers among them.
-    stored_bytes
-        Of the whole network as it ships: the sum of its layers' coded weights and all other tensors. Biases and batch
-        norms count as those of the dense network's channels.
-    kept
-        Batch norm -> indices of the channels that are left, where some are cut.
-    """
-
-    modules: Mapping[str, nn.Module]
-    variants: Mapping[str, Variant]
-    stored_bytes: int
-    kept: Mapping[str, Tensor]
-
-
-Cuts = tuple[tuple[str, int, str], ...]
-"""Roots of channel groups, how many channels each keeps, and how these are chosen."""
-Key = tuple[str, Cuts, tuple[Technique, ...]]
-"""A layer, the groups that lose channels in it, what is done to it by itself."""
-_V = TypeVar("_V")
-
-
-class _Recent(Generic[_V]):
-    """Values by key; what was not used for longest is forgotten where all together are too large."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes, self._bytes = limit_bytes, 0
-        self._values: OrderedDict[Key, tuple[_V, int]] = OrderedDict()
-
-    def get(self, key: Key) -> _V | None:
-        if key not in self._values:
-            return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
-
-    def put(self, key: Key, value: _V, size_bytes: int) -> None:
-        self._values[key] = value, size_bytes
-        self._bytes += size_bytes
-        while self._bytes > self._limit_bytes and len(self._values) > 1:
-            _, (_, freed) = self._values.popitem(last=False)
-            self._bytes -= freed
 
 
 class Bank:
@@ -156,16 +69,14 @@ class Bank:
         coder: Coder = "ans",
     ) -> None:
         self._coder: Coder = coder
-        self._model, self._graph, self._seen, self._energies, self._norms = model, graph, observations, energies, norms
+        self._model, self._graph, self._seen, self._norms = model, graph, observations, norms
         self._modules = dict(model.named_modules())
-        self._slots = _slots_by_module(graph)
-        self._variants: _Recent[Variant] = _Recent(KEPT_VARIANT_BYTES)
-        self._stages: _Recent[tuple[nn.Module, Calibration]] = _Recent(KEPT_STAGE_BYTES)
+        self._cutter = Cutter(model, graph, observations, energies)
+        self._variants: Recent[Variant] = Recent(KEPT_VARIANT_BYTES)
+        self._stages: Recent[tuple[nn.Module, Calibration]] = Recent(KEPT_STAGE_BYTES)
         self._failures: dict[Key, str] = {}
         self._files: Mapping[str, bytes] = {}
         self._others: dict[tuple[str, Cuts], nn.Module] = {}
-        self._importance = Importance(model, graph.groups, observations.pictures, energies)
-        self._choices: dict[tuple[str, int, str], Choice] = {}
         self._dense_bytes = {name: coded_bytes(self._modules[name], coder) for name in graph.layers}
         self._rest = _rest(model, graph)
         self._rest_bytes = len(encode(self._rest, {}, coder=coder))
@@ -185,23 +96,23 @@ class Bank:
         """
         if plan.collapsed:
             raise CandidateError("layers of the bank stand alone; two that become one are compressed with the network")
-        cuts = {r: (r, step.keep(self._channels(r)), step.chosen_by) for r, step in plan.channels.items()}
+        cuts = {r: (r, step.keep(self._cutter.channels(r)), step.chosen_by) for r, step in plan.channels.items()}
         own = {layer.layer.name: layer.techniques for layer in plan.layers}
         modules: dict[str, nn.Module] = {}
         variants: dict[str, Variant] = {}
         kept: dict[str, Tensor] = {}
         gone = {name for branch in plan.dropped for name in branch.modules}
-        for name in dict.fromkeys([*own, *(name for root in cuts for name in self._touched(root))]):
+        for name in dict.fromkeys([*own, *(name for root in cuts for name in self._cutter.touched(root))]):
             if name in gone:
                 continue
-            local = tuple(cuts[root] for root in dict.fromkeys(r for r, _ in self._slots.get(name, ())) if root in cuts)
+            local = self._cutter.of(name, cuts)
             if name in self._graph.layers:
                 variants[name] = self.variant(name, local, own.get(name, ()))
                 modules[name] = variants[name].plain
             else:
                 modules[name] = self._other(name, local)
                 if isinstance(norm := self._modules[name], _BatchNorm):
-                    lost = self._lost(name, "out", local)
+                    lost = self._cutter.lost(name, "out", local)
                     kept[name] = torch.tensor([c for c in range(norm.num_features) if c not in lost])
         for variant in variants.values():
             modules |= variant.norms
@@ -258,11 +169,11 @@ class Bank:
         return variant
 
     def _make(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
-        dense, out = self._modules[name], self._lost(name, "out", cuts)
+        dense, out = self._modules[name], self._cutter.lost(name, "out", cuts)
         digest = _digest(name, cuts, techniques)
         module, seen = self._from_file(digest, name, cuts, techniques) or self._made(name, cuts, techniques)
         plain = forms.plain(module)
-        kept = [i for i in range(self._channels(name)) if i not in out]
+        kept = [i for i in range(self._cutter.channels(name)) if i not in out]
         with torch.no_grad():
             new, old = as_channels(dense, plain(seen.inputs)), self._seen.outputs(name)[kept]
         error, energy = (new - old).square().mean(1), old.square().mean(1)
@@ -299,7 +210,7 @@ class Bank:
         # Where more trains than is stored, the file has only what came out.
         if any(getattr(technique, "trains_more_than_it_stores", False) for technique in techniques):
             return None
-        module, seen = self._cut_layer(name, cuts)
+        module, seen = self._cutter.layer(name, cuts)
         # Factors have shapes of their own, which only making them tells.
         for technique in techniques:
             if technique.phase <= Phase.FACTORIZE:
@@ -317,7 +228,7 @@ class Bank:
     def _stage(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> tuple[nn.Module, Calibration]:
         """The layer after these techniques, and its inputs; what came before the last one is kept for its other variants."""
         if not techniques:
-            return self._cut_layer(name, cuts)
+            return self._cutter.layer(name, cuts)
         key = (name, cuts, techniques[:-1])
         stage = self._stages.get(key)
         if stage is None:
@@ -332,63 +243,15 @@ class Bank:
         """What the technique asks for; gradients are of the channels that are left, with the inputs of the same passes."""
         if not technique.needs_gradients:
             return seen if technique.needs_calibration else None
-        dense, whole, out = self._modules[name], self._seen.with_gradients(name), self._lost(name, "out", cuts)
-        gradients = whole.gradients
-        assert gradients is not None
+        whole = self._seen.with_gradients(name)
+        assert whole.gradients is not None
         return Calibration(
-            self._cut_seen(name, cuts, whole.inputs), _without(gradients, out, dense) if out else gradients
+            self._cutter.inputs(name, cuts, whole.inputs), self._cutter.gradients(name, cuts, whole.gradients)
         )
-
-    def _cut_layer(self, name: str, cuts: Cuts) -> tuple[nn.Module, Calibration]:
-        """The layer without the channels that its groups lose, and its inputs without them."""
-        dense = self._modules[name]
-        module = copy.deepcopy(dense)
-        out, into = self._lost(name, "out", cuts), self._lost(name, "in", cuts)
-        if out:
-            cut(module, "out", out)
-        if into:
-            self._cut_inputs(name, module, into, cuts)
-        return module, Calibration(self._cut_seen(name, cuts, self._seen.inputs(name)))
-
-    def _cut_seen(self, name: str, cuts: Cuts, inputs: Tensor) -> Tensor:
-        """Inputs of the layer without the channels that its groups lose."""
-        dense = self._modules[name]
-        out, into = self._lost(name, "out", cuts), self._lost(name, "in", cuts)
-        depthwise = isinstance(dense, nn.Conv2d) and dense.groups > 1
-        return _without(inputs, out if depthwise else into, dense) if into or (depthwise and out) else inputs
-
-    def _cut_inputs(self, name: str, module: nn.Module, lost: frozenset[int], cuts: Cuts) -> None:
-        """Leave out inputs, and solve the weights that are left for the least change of the output where that is possible."""
-        weight = cast(Tensor, module.weight).detach()
-        own_forward = type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward)
-        merged = self._fold(name, module, cuts)
-        if merged or own_forward or hessian_reason(self._graph.layers[name]) is not None:
-            cut(module, "in", lost)
-            return
-        kernel = weight[0, 0].numel()
-        features = [c * kernel + k for c in range(weight.shape[1]) if c not in lost for k in range(kernel)]
-        solved = reconstruct(weight.flatten(1), self._seen.hessian(name), torch.tensor(features))
-        cut(module, "in", lost)
-        with torch.no_grad():
-            cast(nn.Parameter, module.weight).copy_(solved.view_as(cast(Tensor, module.weight)))
-
-    def _fold(self, name: str, module: nn.Module, cuts: Cuts) -> bool:
-        """Let channels that are merged hand their outgoing weights on; whether there are any."""
-        found = False
-        for cut_ in cuts:
-            into = self._choose(cut_).into
-            for root, slot in self._slots.get(name, ()):
-                if into and root == cut_[0] and slot.axis == "in":
-                    fold_channels(module, slot, into, self._channels(root))
-                    found = True
-        return found
 
     def _norm(self, name: str, cuts: Cuts, old: Tensor, new: Tensor) -> nn.Module:
         """The batch norm, its statistics moved by as much as its input's mean and variance have."""
-        norm = copy.deepcopy(self._modules[name])
-        out = self._lost(name, "out", cuts)
-        if out:
-            cut(norm, "out", out)
+        norm = self._cutter.module(name, cuts)
         assert isinstance(norm, _BatchNorm)
         if norm.running_mean is not None and norm.running_var is not None:
             norm.running_mean += new.mean(1) - old.mean(1)
@@ -398,9 +261,7 @@ class Bank:
     def _other(self, name: str, cuts: Cuts) -> nn.Module:
         """A module without a weight of its own to compress, its channels cut."""
         if (name, cuts) not in self._others:
-            module = copy.deepcopy(self._modules[name])
-            cut(module, "out", self._lost(name, "out", cuts))
-            self._others[name, cuts] = module
+            self._others[name, cuts] = self._cutter.module(name, cuts)
         return self._others[name, cuts]
 
     def _without_branch(self, branch: Branch) -> tuple[dict[str, nn.Module], int]:
@@ -413,30 +274,6 @@ class Bank:
                 self._rest_bytes - len(encode(left, {}, coder=self._coder)),
             )
         return self._without[branch.root]
-
-    def _touched(self, root: str) -> list[str]:
-        group = next(group for group in self._graph.groups if group.root == root)
-        if not group.slots:
-            raise CandidateError(f"layer '{root}': its channels cannot be cut without tracing the network again")
-        return [slot.module for slot in group.slots]
-
-    def _lost(self, name: str, axis: Axis, cuts: Cuts) -> frozenset[int]:
-        """Channels of a module that go when these groups are cut."""
-        known = {root: (root, keep, by) for root, keep, by in cuts}
-        slots = [(root, slot) for root, slot in self._slots.get(name, ()) if root in known and slot.axis == axis]
-        places = [slot.of(self._choose(known[root]).dropped, self._channels(root)) for root, slot in slots]
-        return frozenset().union(*places)
-
-    def _choose(self, cut_: tuple[str, int, str]) -> Choice:
-        """The channels that go with a cut."""
-        if cut_ not in self._choices:
-            root, keep, by = cut_
-            group = next(group for group in self._graph.groups if group.root == root)
-            self._choices[cut_] = self._importance.choose(group, by, keep)
-        return self._choices[cut_]
-
-    def _channels(self, layer: str) -> int:
-        return self._graph.layers[layer].weight_shape[0]
 
 
 def _digest(name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> str:
@@ -461,12 +298,6 @@ def _carry_out(
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
 
 
-def _without(inputs: Tensor, lost: frozenset[int], layer: nn.Module) -> Tensor:
-    axis = 1 if isinstance(layer, nn.Conv2d) else inputs.ndim - 1
-    kept = torch.tensor([i for i in range(inputs.shape[axis]) if i not in lost])
-    return inputs.index_select(axis, kept)
-
-
 def _rest(model: nn.Module, graph: ModelGraph) -> dict[str, StoredTensor]:
     """All that is no layer's weight, as it ships: batch norms written as scale and shift, vectors rounded."""
     shipped = with_modules(model, {})
@@ -484,11 +315,3 @@ def _held_bytes(*modules: nn.Module) -> int:
     """Bytes of memory that the modules' tensors take, each once."""
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
-
-
-def _slots_by_module(graph: ModelGraph) -> dict[str, list[tuple[str, Slot]]]:
-    out: dict[str, list[tuple[str, Slot]]] = {}
-    for group in graph.groups:
-        for slot in group.slots:
-            out.setdefault(slot.module, []).append((group.root, slot))
-    return out

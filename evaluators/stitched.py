@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from ..policies.layout import laid_out
 from ..policies.plan import Plan
-from .bank import Bank, Stitch
+from .bank import Bank
 from .data import DataSet, Pictures
 from .stitch import StitchedNetwork
+from .variants import Stitch
 
 BATCH = 64
 LARGEST_KL = 1e3

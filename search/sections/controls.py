@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from ...evaluators.training.lottery import FROM_INITIAL, Control
 from .base import Section
@@ -34,6 +36,12 @@ class ControlsConfig(Section):
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return {"which": value} if isinstance(value, list | tuple) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        section = handler(core)
+        inner = handler.resolve_ref_schema(section)
+        return {"anyOf": [section, inner["properties"]["which"] | {"title": "Controls"}]}
 
     def recipe_for(self, model: ModelConfig) -> TrainConfig | None:
         """How the dense network was trained, as far as the configuration says."""

@@ -132,7 +132,8 @@ def _nonzero(path: Path) -> dict[str, int]:
 
 def _recipe(config: Config) -> str:
     """What the dense weights follow from."""
-    text = json.dumps([config.model.model_dump(mode="json"), config.data.model_dump(mode="json"), config.seed])
+    parts = [part.model_dump(mode="json", exclude_defaults=True) for part in (config.model, config.data)]
+    text = json.dumps([*parts, config.seed])
     return f"{config.model.name.partition(':')[2]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -137,7 +137,7 @@ def test_solving_again_what_a_cut_leaves_lowers_the_output_error(layer):
     bank = bank_of(model, graph, pictures)
     root, keep = {"conv2": ("conv1", 16), "fc1": ("conv2", 32)}[layer]
     variant = bank.variant(layer, ((root, keep, "energy"),), ())
-    lost = bank._lost(layer, "in", ((root, keep, "energy"),))
+    lost = bank._cutter.lost(layer, "in", ((root, keep, "energy"),))
     plain, x = copy.deepcopy(model.get_submodule(layer)), Observations.of(model, graph, pictures).inputs(layer)
     with torch.no_grad():
         expected = plain(x)
@@ -285,7 +285,7 @@ def test_a_layer_whose_hessian_is_unknown_is_cut_as_it_is_and_refuses_what_needs
     model, graph, pictures = setting(Separable)
     bank = bank_of(model, graph, pictures)
     variant = bank.variant("own", (("point", 8, "energy"),), ())
-    lost = bank._lost("own", "in", (("point", 8, "energy"),))
+    lost = bank._cutter.lost("own", "in", (("point", 8, "energy"),))
     kept = [i for i in range(16) if i not in lost]
     assert torch.equal(variant.plain.weight, model.own.weight[:, kept])
     assert 0 < variant.relative_error < 1
@@ -341,7 +341,7 @@ def test_gradients_are_of_the_channels_that_a_cut_leaves(monkeypatch):
     bank.variant("conv2", (), (Times(1.0),))
     small, whole = seen
     assert small.inputs.shape[1] == 16 and small.gradients.shape[1] == 32
-    kept = [i for i in range(64) if i not in bank._lost("conv2", "out", (("conv2", 32, "energy"),))]
+    kept = [i for i in range(64) if i not in bank._cutter.lost("conv2", "out", (("conv2", 32, "energy"),))]
     assert torch.equal(small.gradients, whole.gradients[:, kept])
 
 

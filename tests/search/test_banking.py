@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import paretopress as pp
 import pytest
-from paretopress.evaluators.bank import Bank, Stitch
+from paretopress.evaluators.bank import Bank
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.kernels import kernel_policy
+from paretopress.evaluators.variants import Stitch
 from paretopress.policies.errors import CandidateError, SearchError
 from paretopress.policies.plan import Plan, make_plan
 from paretopress.search import api, banking

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import paretopress
 import pytest
+from jsonschema import ValidationError as SchemaError
+from jsonschema import validate
 from paretopress.evaluators.training.penalties.l1 import L1
 from paretopress.evaluators.training.penalties.l2 import L2
 from paretopress.policies.errors import ConfigError
@@ -260,8 +263,23 @@ def test_trainings_that_cannot_be_carried_out_as_asked_are_refused(sections: dic
 def test_the_schema_refuses_unknown_keys_and_describes_the_known_ones() -> None:
     schema = Config.model_json_schema()
     assert schema["additionalProperties"] is False and set(schema["properties"]) == set(Config.model_fields)
-    assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
+    sections = [part.get("anyOf", [part])[0] for part in schema["$defs"].values()]
+    assert all(section["additionalProperties"] is False for section in sections)
     assert schema["$defs"]["SearchConfig"]["properties"]["evaluations"]["description"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_keeps_to_the_schema(path: Path) -> None:
+    validate(parse_yaml(path.read_text()), Config.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    ("controls", "right"), [(["rewind", "signs"], True), ({"which": ["rewind"]}, True), (["rewound"], False)]
+)
+def test_the_schema_knows_that_controls_may_be_a_list(controls: Any, right: bool) -> None:
+    given = {"model": {"name": "my:net", "train": {}}, "controls": controls}
+    with nullcontext() if right else pytest.raises(SchemaError):
+        validate(given, Config.model_json_schema())
 
 
 def test_what_teaches_itself_is_given_no_teacher() -> None:
