@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from .errors import ModelError
 
 SIDE = 4
+"""Maps are averaged to at most so many places a side before they are classified."""
 MOST_SHARE = 0.9
 """Of the network's cost before an exit: later ones save nothing."""
-"""Maps are averaged to at most so many places a side before they are classified."""
 
 
 class ExitHead(nn.Sequential):
@@ -28,15 +28,21 @@ class ExitHead(nn.Sequential):
         What it reads, for its shape.
     num_classes
         Outputs.
+    channels
+        Of a 3x3 convolution of stride 2 in front of it, on maps; none where 0. The exits of 1709.01686 have one or more.
     """
 
-    def __init__(self, features: Tensor, num_classes: int) -> None:
+    def __init__(self, features: Tensor, num_classes: int, channels: int = 0) -> None:
         parts: OrderedDict[str, nn.Module] = OrderedDict()
-        count = features.shape[1]
         if features.ndim == 4:
+            if channels:
+                parts["conv"] = nn.Conv2d(features.shape[1], channels, 3, stride=2, padding=1, bias=False)
+                parts["bn"], parts["relu"] = nn.BatchNorm2d(channels), nn.ReLU()
+                features = features.new_zeros(1, channels, *(-(-side // 2) for side in features.shape[2:]))
             height, width = (-(-side // SIDE) for side in features.shape[2:])
             parts["pool"] = nn.AvgPool2d((height, width), ceil_mode=True)
-            count = parts["pool"](features).flatten(1).shape[1]
+            features = parts["pool"](features).flatten(1)
+        count = features.shape[1]
         super().__init__(
             parts | {"flatten": nn.Flatten(), "norm": nn.BatchNorm1d(count), "fc": nn.Linear(count, num_classes)}
         )
@@ -53,6 +59,8 @@ class ExitNetwork(nn.Module):
         Names of modules behind whose output there is an exit, in the order of the forward pass.
     example
         A picture (1, C, H, W).
+    channels
+        Of each exit's convolution on maps; without one where 0.
 
     Raises
     ------
@@ -60,7 +68,7 @@ class ExitNetwork(nn.Module):
         Where a module is unknown, is not called once, gives something else than maps or features, or comes out of order.
     """
 
-    def __init__(self, backbone: nn.Module, after: Sequence[str], example: Tensor) -> None:
+    def __init__(self, backbone: nn.Module, after: Sequence[str], example: Tensor, channels: int = 0) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone).eval()
         self.after = tuple(after)
@@ -69,7 +77,7 @@ class ExitNetwork(nn.Module):
         outputs = _outputs_of(self.backbone, self.after, example)
         with torch.no_grad():
             num_classes = self.backbone(example).shape[1]
-        self.heads = nn.ModuleList([ExitHead(features, num_classes) for features in outputs])
+        self.heads = nn.ModuleList([ExitHead(features, num_classes, channels) for features in outputs])
 
     def forward(self, x: Tensor) -> Tensor:
         """The last logits (N, K); while it trains, those of all exits are ``latest``, for a loss of them all."""

@@ -134,7 +134,7 @@ def _trained(session: Session, example: Tensor) -> ExitNetwork:
     settings, bench, run = session.config.exits, session.prepared.bench, session.run
     after = settings.after or tuple(places_for_exits(cost_before(bench.model, example), settings.count))
     try:
-        network = ExitNetwork(bench.model, after, example).tuned(settings.tuned)
+        network = ExitNetwork(bench.model, after, example, settings.channels).tuned(settings.tuned)
     except ModelError as error:
         raise ConfigError(str(error)) from error
     weights = run.path / "exits.safetensors"

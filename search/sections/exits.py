@@ -17,6 +17,9 @@ class ExitsConfig(SelfTaughtConfig):
         (), description="modules behind which there are exits; by equal shares of cost where none"
     )
     count: Count = Field(2, description="exits, where they are placed by cost")
+    channels: int = Field(
+        0, ge=0, description="of a 3x3 convolution in front of each exit's classifier, on maps; none where 0"
+    )
     tuned: bool = Field(False, description="whether the network itself learns too; its own error may then change")
     members: Count = Field(
         6,

@@ -23,10 +23,10 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 AFTER = ("layer1", "layer2")
 
 
-@pytest.fixture(scope="module")
-def network() -> ExitNetwork:
+@pytest.fixture(scope="module", params=[0, 12], ids=["linear", "convolution"])
+def network(request) -> ExitNetwork:
     torch.manual_seed(0)
-    return ExitNetwork(FAMILIES["resnet20"](num_classes=10), AFTER, EXAMPLE).eval()
+    return ExitNetwork(FAMILIES["resnet20"](num_classes=10), AFTER, EXAMPLE, request.param).eval()
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,14 @@ def test_thresholds_can_be_moved_without_another_file(file) -> None:
     assert running.run(["exit"], {"input": x, "threshold_0": np.zeros(1, np.float32)})[0].tolist() == [0]
 
 
-def test_what_follows_an_exit_stands_in_its_branch_alone(file) -> None:
+def test_what_follows_an_exit_stands_in_its_branch_alone(file, network) -> None:
+    own = hasattr(network.heads[0], "conv")
     graph = onnx.load_from_string(with_exits(file, (0.5, 0.5))).graph
     convolutions = [node.op_type for node in graph.node].count("Conv")
     (branch,) = (node for node in graph.node if node.op_type == "If")
     inner = next(a.g for a in branch.attribute if a.name == "else_branch")
-    assert convolutions == 7
-    assert [node.op_type for node in inner.node].count("Conv") == 7
+    assert convolutions == 7 + own
+    assert [node.op_type for node in inner.node].count("Conv") == 7 + own
     assert sum(len(value.raw_data) for value in graph.initializer) < sum(len(v.raw_data) for v in inner.initializer)
 
 
@@ -83,9 +84,12 @@ def test_a_picture_that_leaves_early_takes_what_lies_before_it(network) -> None:
     whole = profile(network.backbone, EXAMPLE).macs
     first, second, last = macs_by_exit(network, EXAMPLE)
     before = cost_before(network.backbone, EXAMPLE)
-    assert first == before["layer1"] + 16 * 16 * 10
-    assert second == before["layer2"] + 16 * 16 * 10 + 32 * 16 * 10
-    assert last == whole + 16 * 16 * 10 + 32 * 16 * 10
+    heads = 16 * 16 * 10, 32 * 16 * 10
+    if hasattr(network.heads[0], "conv"):
+        heads = 16 * 12 * 9 * 16**2 + 12 * 16 * 10, 32 * 12 * 9 * 8**2 + 12 * 16 * 10
+    assert first == before["layer1"] + heads[0]
+    assert second == before["layer2"] + sum(heads)
+    assert last == whole + sum(heads)
 
 
 def test_exits_are_placed_at_equal_shares_of_the_cost(network) -> None:
