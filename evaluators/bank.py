@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..policies import forms
-from ..policies.apply import CompressedModel, round_vectors, settle_and_quantize, settle_statistics
+from ..policies.apply import CompressedModel, round_vectors, settle_and_quantize
+from ..policies.batch_norms import settle_statistics
 from ..policies.branches import Branch, stand_ins
 from ..policies.coding.press import decode, encode
 from ..policies.coding.stream import CODERS, Coder

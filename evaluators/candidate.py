@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors, settle_statistics
+from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors
+from ..policies.batch_norms import settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
 from ..policies.compact import brief_policy, numbered

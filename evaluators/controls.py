@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..policies import forms
-from ..policies.apply import CompressedModel, apply_plan, quantize_layers, reestimate_statistics, under_names
+from ..policies.apply import CompressedModel, apply_plan, quantize_layers, under_names
+from ..policies.batch_norms import reestimate_statistics
 from ..policies.coding.press import decode
 from ..policies.coding.tensors import StoredTensor
 from ..policies.dead import drop_some

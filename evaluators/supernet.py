@@ -9,8 +9,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..policies.apply import reestimate_statistics
 from ..policies.architectures.shapes import network_of
+from ..policies.batch_norms import reestimate_statistics
 from ..policies.errors import PolicyError
 from ..policies.policy import Scalar
 from ..policies.subnetworks import Channels, Slices, sliced, slices_of

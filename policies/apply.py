@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from .batch_norms import STATISTICS_BATCH, settle_and_record
 from .branches import stand_ins
 from .coding.tensors import DenseTensor, StoredTensor
 from .collapsing import collapse
@@ -33,19 +31,13 @@ from .forms import (
 )
 from .graph import ModelGraph, drop_channels
 from .importance import Choice, Importance, fold_channels
-from .layout import laid_out
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
 from .techniques import Calibration, Phase, Technique
 from .techniques.base import Resumable, outline
 from .techniques.hessians import SecondOrder
 from .techniques.input_ranges import RangeMethod, input_range
-from .watching import watching
 
-STATISTICS_BATCH = 64
-# Inputs that are recorded for a layer's Hessian: a few batches, fewer of them where a layer's inputs are large.
-HESSIAN_BATCHES = 4
-HESSIAN_VALUES = 2**23
 # Bits a weight below which batch norms are estimated anew. Without training, ResNet-20 on CIFAR-10 errs on 10.8 % of 1000
 # pictures; with 3 bits in its blocks on 23.4 %, on 12.8 % with new estimates from 256 pictures; with 2 bits on 87.2 and
 # 19.2 %; with a binary last stage on 82.6 and 18.0 %; with 4 bits everywhere on 12.4 and 12.5 %.
@@ -189,44 +181,6 @@ def drop_dead(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) 
     drop_dead_channels(model, [group for group in graph.groups if group.root in plan.dead], example)
 
 
-def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:
-    """Replace the batch norms' running statistics by those of the calibration pictures, in place.
-
-    A single picture has no spread to speak of; with it alone the statistics stay as they are.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    norms = norms if len(calibration) > 1 else []
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        for batch in calibration.split(STATISTICS_BATCH):
-            if len(batch) > 1 or not norms:
-                model(batch)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-        norm.eval()
-
-
-def settle_statistics(model: nn.Module) -> None:
-    """Write each batch norm as a scale and a shift (running mean 0, variance 1 with epsilon), in place.
-
-    The network computes the same up to rounding; the constant statistics cost nothing when stored. Only for networks that
-    train no further: in training mode a batch norm would no longer be the same.
-    """
-    for norm in model.modules():
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.affine:
-            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-            with torch.no_grad():
-                scale = norm.weight / (variance + norm.eps).sqrt()
-                norm.bias.sub_(scale * mean)
-                norm.weight.copy_(scale)
-                mean.zero_()
-                variance.fill_(1 - norm.eps)
-
-
 def quantize_layers(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
     """Carry out the plan's techniques from quantization on, in place, on a network that holds the earlier ones."""
     _quantize(plan, model.eval(), calibration, False)
@@ -265,7 +219,7 @@ def _quantize(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) 
 
 def _set_ranges(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) -> None:
     methods = _eight_bit(plan, model)
-    for name, x in _settle_and_record(model, calibration, list(methods), changed).items():
+    for name, x in settle_and_record(model, calibration, list(methods), changed).items():
         set_input_range(model.get_submodule(name), *input_range(x, methods[name]))
 
 
@@ -325,7 +279,7 @@ def _take_turn(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool,
         many += [layer.layer.name] if any(isinstance(t, SecondOrder) and t.second_order for t in asking) else []
         sloped += [layer.layer.name] if any(t.needs_gradients for t in asking) else []
     # Statistics are re-estimated once all that moves them is done; before that, only where inputs depend on them.
-    inputs = _settle_and_record(model, calibration, names, changed, many) if names or not early else {}
+    inputs = settle_and_record(model, calibration, names, changed, many) if names or not early else {}
     seen = {name: Calibration(x) for name, x in inputs.items()}
     if sloped:
         # With gradients the inputs are those of the same pass: batch norms are at rest, each row is one picture's.
@@ -349,41 +303,6 @@ def _apply_one(technique: Technique, name: str, module: nn.Module, seen: Calibra
             return technique.apply(module, seen)
     except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise CandidateError(f"layer '{name}': {technique.name} failed: {error}") from error
-
-
-def _settle_and_record(
-    model: nn.Module, calibration: Tensor, names: list[str], changed: bool, many: Collection[str] = ()
-) -> dict[str, Tensor]:
-    """Inputs of the named layers, of ``many`` more than a batch; where weights changed, batch norms are re-estimated too."""
-    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
-    pictures = laid_out(model, calibration) if changed and normed else calibration
-    with _recorded(model, names, many) as inputs:
-        if changed and normed:
-            reestimate_statistics(model, pictures)
-        elif names:
-            with torch.no_grad():
-                for batch in calibration.split(STATISTICS_BATCH)[: HESSIAN_BATCHES if many else 1]:
-                    model(batch)
-    return {name: batches[0] if len(batches) == 1 else torch.cat(batches) for name, batches in inputs.items()}
-
-
-@contextmanager
-def _recorded(model: nn.Module, names: list[str], many: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
-    inputs: dict[str, list[Tensor]] = {}
-
-    def record(name: str, x: Tensor) -> None:
-        held = inputs.setdefault(name, [])
-        # Of several batches the first is the one that is sure to be full.
-        if not held or (name in many and _fits(x, held)):
-            held.append(x.detach())
-
-    with watching({name: model.get_submodule(name) for name in names}, record):
-        yield inputs
-
-
-def _fits(x: Tensor, held: list[Tensor]) -> bool:
-    count = len(held) + 1
-    return x.shape == held[0].shape and count <= HESSIAN_BATCHES and count * x.numel() <= HESSIAN_VALUES
 
 
 def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:

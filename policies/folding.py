@@ -59,7 +59,7 @@ def fold_scales(model: nn.Module, norms: Norms) -> None:
 
     The network computes the same up to rounding: a batch norm undoes a factor of its inputs, and a ReLU lets a positive
     factor pass (the equalization of 1906.04721, eq. 4-6). Layers with 8-bit inputs are left as they are: their kernels want
-    the scales. Only for batch norms that are settled (``apply.settle_statistics``). New tensors take the old ones' places,
+    the scales. Only for batch norms that are settled (``batch_norms.settle_statistics``). New tensors take the old ones' places,
     since the network may share those with another.
     """
     for name, norm_name in (*norms.after.items(), *norms.before.items()):

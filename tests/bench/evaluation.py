@@ -23,7 +23,8 @@ from paretopress.evaluators.data import DataSet, Pictures, SplitSizes, split
 from paretopress.evaluators.models import build_model, load_weights
 from paretopress.evaluators.stitched import BATCH
 from paretopress.evaluators.workbench import Settings, Workbench
-from paretopress.policies.apply import apply_plan, settle_statistics
+from paretopress.policies.apply import apply_plan
+from paretopress.policies.batch_norms import settle_statistics
 from paretopress.policies.coding.press import encode
 from paretopress.policies.export.onnx import export_onnx
 from paretopress.policies.graph import ModelGraph

@@ -14,8 +14,9 @@ from paretopress.evaluators.bank import Bank
 from paretopress.evaluators.observe import Observations
 from paretopress.evaluators.stitch import norms_after
 from paretopress.policies import forms
-from paretopress.policies.apply import reestimate_statistics, round_vectors, settle_statistics
+from paretopress.policies.apply import round_vectors
 from paretopress.policies.architectures import DigitsCNN, ResNet20
+from paretopress.policies.batch_norms import reestimate_statistics, settle_statistics
 from paretopress.policies.coding.press import encode
 from paretopress.policies.errors import CandidateError
 from paretopress.policies.graph import ModelGraph, input_energies

@@ -15,8 +15,9 @@ from paretopress.evaluators.observe import Observations
 from paretopress.evaluators.stitch import StitchedNetwork, norms_after
 from paretopress.evaluators.training.loop import Recipe
 from paretopress.evaluators.workbench import Settings, Workbench
-from paretopress.policies.apply import apply_plan, reestimate_statistics
+from paretopress.policies.apply import apply_plan
 from paretopress.policies.architectures import ResNet20
+from paretopress.policies.batch_norms import reestimate_statistics
 from paretopress.policies.copying import with_modules
 from paretopress.policies.export.onnx import export_onnx
 from paretopress.policies.graph import ModelGraph, input_energies

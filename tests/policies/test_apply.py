@@ -10,16 +10,10 @@ import pytest
 import torch
 from paretopress.evaluators.data import DataSet, Pictures
 from paretopress.evaluators.training.loop import Recipe, train
-from paretopress.policies import apply as apply_module
-from paretopress.policies import forms
-from paretopress.policies.apply import (
-    CompressedModel,
-    apply_plan,
-    reestimate_statistics,
-    restore,
-    settle_statistics,
-)
+from paretopress.policies import batch_norms, forms
+from paretopress.policies.apply import CompressedModel, apply_plan, restore
 from paretopress.policies.architectures import DigitsCNN, LeNet5, ResNet20
+from paretopress.policies.batch_norms import reestimate_statistics, settle_statistics
 from paretopress.policies.coding.press import decode, encode
 from paretopress.policies.coding.tensors import CodebookTensor, DenseTensor, SparseTensor, UniformTensor
 from paretopress.policies.compact import numbered
@@ -356,7 +350,7 @@ def test_hessians_are_of_full_batches_of_up_to_256_pictures(count, step, monkeyp
 
 
 def test_less_is_recorded_of_layers_whose_inputs_are_large(monkeypatch):
-    monkeypatch.setattr(apply_module, "HESSIAN_VALUES", 150 * 28 * 28)
+    monkeypatch.setattr(batch_norms, "HESSIAN_VALUES", 150 * 28 * 28)
     model, graph, _ = network("lenet5")
     calibration, seen = torch.randn(256, 1, 28, 28), []
     monkeypatch.setattr(TECHNIQUES["prune_obs"], "apply", lambda _, module, given: seen.append(given.inputs) or module)

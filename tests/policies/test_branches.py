@@ -11,8 +11,9 @@ import pytest
 import torch
 from paretopress.evaluators.models import build_model
 from paretopress.evaluators.runtime import session
-from paretopress.policies.apply import CompressedModel, apply_plan, reestimate_statistics, restore, settle_statistics
+from paretopress.policies.apply import CompressedModel, apply_plan, restore
 from paretopress.policies.architectures import DigitsCNN, ResNet20
+from paretopress.policies.batch_norms import reestimate_statistics, settle_statistics
 from paretopress.policies.branches import Nothing
 from paretopress.policies.coding.press import decode, encode
 from paretopress.policies.errors import PolicyError

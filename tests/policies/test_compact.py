@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from paretopress.policies.apply import settle_statistics
 from paretopress.policies.architectures import DigitsCNN
+from paretopress.policies.batch_norms import settle_statistics
 from paretopress.policies.coding.tensors import DenseTensor, StoredTensor
 from paretopress.policies.compact import brief_policy, named, numbered, read_brief
 from paretopress.policies.errors import FormatError, PolicyError

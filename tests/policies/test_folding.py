@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from paretopress.policies import forms
-from paretopress.policies.apply import apply_plan, settle_statistics
+from paretopress.policies.apply import apply_plan
 from paretopress.policies.architectures import SHAPED
+from paretopress.policies.batch_norms import settle_statistics
 from paretopress.policies.copying import sharing_copy
 from paretopress.policies.folding import fold_scales, norms_around, round_scales
 from paretopress.policies.graph import ModelGraph

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from paretopress.evaluators.macs import profile
 from paretopress.evaluators.runtime import logits, session
-from paretopress.policies.apply import CompressedModel, apply_plan, round_vectors, settle_statistics
+from paretopress.policies.apply import CompressedModel, apply_plan, round_vectors
+from paretopress.policies.batch_norms import settle_statistics
 from paretopress.policies.coding.press import decode, encode
 from paretopress.policies.errors import PolicyError
 from paretopress.policies.export.onnx import export_onnx

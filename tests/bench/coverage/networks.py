@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from paretopress.evaluators.models import build_model
-from paretopress.policies.apply import reestimate_statistics
+from paretopress.policies.batch_norms import reestimate_statistics
 from paretopress.policies.forms import WEIGHTED
 from torch import Tensor, nn
 

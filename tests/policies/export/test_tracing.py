@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from paretopress.evaluators.models import build_model
-from paretopress.policies.apply import apply_plan, reestimate_statistics, settle_statistics
+from paretopress.policies.apply import apply_plan
 from paretopress.policies.architectures import DigitsCNN, LeNet5, ResNet20
+from paretopress.policies.batch_norms import reestimate_statistics, settle_statistics
 from paretopress.policies.errors import ModelError
 from paretopress.policies.export import tracing
 from paretopress.policies.export.onnx import export_onnx

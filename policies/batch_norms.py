@@ -1,0 +1,92 @@
+"""Statistics of batch norms: estimated anew, folded into scale and shift, and what layers see meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .layout import laid_out
+from .watching import watching
+
+STATISTICS_BATCH = 64
+# Inputs that are recorded for a layer's Hessian: a few batches, fewer of them where a layer's inputs are large.
+HESSIAN_BATCHES = 4
+HESSIAN_VALUES = 2**23
+
+
+def reestimate_statistics(model: nn.Module, calibration: Tensor) -> None:
+    """Replace the batch norms' running statistics by those of the calibration pictures, in place.
+
+    A single picture has no spread to speak of; with it alone the statistics stay as they are.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = norms if len(calibration) > 1 else []
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in calibration.split(STATISTICS_BATCH):
+            if len(batch) > 1 or not norms:
+                model(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def settle_statistics(model: nn.Module) -> None:
+    """Write each batch norm as a scale and a shift (running mean 0, variance 1 with epsilon), in place.
+
+    The network computes the same up to rounding; the constant statistics cost nothing when stored. Only for networks that
+    train no further: in training mode a batch norm would no longer be the same.
+    """
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.affine:
+            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            with torch.no_grad():
+                scale = norm.weight / (variance + norm.eps).sqrt()
+                norm.bias.sub_(scale * mean)
+                norm.weight.copy_(scale)
+                mean.zero_()
+                variance.fill_(1 - norm.eps)
+
+
+def settle_and_record(
+    model: nn.Module, calibration: Tensor, names: list[str], changed: bool, many: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Inputs of the named layers, of ``many`` more than a batch; where weights changed, batch norms are re-estimated too."""
+    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    pictures = laid_out(model, calibration) if changed and normed else calibration
+    with _recorded(model, names, many) as inputs:
+        if changed and normed:
+            reestimate_statistics(model, pictures)
+        elif names:
+            with torch.no_grad():
+                for batch in calibration.split(STATISTICS_BATCH)[: HESSIAN_BATCHES if many else 1]:
+                    model(batch)
+    return {name: batches[0] if len(batches) == 1 else torch.cat(batches) for name, batches in inputs.items()}
+
+
+@contextmanager
+def _recorded(model: nn.Module, names: list[str], many: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
+    inputs: dict[str, list[Tensor]] = {}
+
+    def record(name: str, x: Tensor) -> None:
+        held = inputs.setdefault(name, [])
+        # Of several batches the first is the one that is sure to be full.
+        if not held or (name in many and _fits(x, held)):
+            held.append(x.detach())
+
+    with watching({name: model.get_submodule(name) for name in names}, record):
+        yield inputs
+
+
+def _fits(x: Tensor, held: list[Tensor]) -> bool:
+    count = len(held) + 1
+    return x.shape == held[0].shape and count <= HESSIAN_BATCHES and count * x.numel() <= HESSIAN_VALUES
