@@ -13,6 +13,7 @@ from .policies.version import VERSION
 
 if TYPE_CHECKING:
     from .policies.errors import ParetopressError
+    from .policies.loading import load
     from .policies.policy import Policy
     from .search.api import Candidate, Front, open_front, resume, search, slimmable
 
@@ -25,6 +26,7 @@ __all__ = [
     "ParetopressError",
     "Policy",
     "__version__",
+    "load",
     "open_front",
     "resume",
     "search",
@@ -36,6 +38,7 @@ _HOMES = {
     "Front": ".search.api",
     "ParetopressError": ".policies.errors",
     "Policy": ".policies.policy",
+    "load": ".policies.loading",
     "open_front": ".search.api",
     "resume": ".search.api",
     "slimmable": ".search.api",

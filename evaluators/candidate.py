@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from ..policies.export.tracing import OnnxTracer
 from ..policies.folding import Norms, fold_scales, norms_around, round_scales
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import input_energies
+from ..policies.loading import NETWORK
 from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
 from ..policies.policy import Policy, Scalar
 from ..policies.stored_layers import write_layer
@@ -178,9 +180,7 @@ class CandidateEvaluator:
         few = data.train.take(slice(0, max(2, round(settings.tryout * len(data.train)))))
         watch = Stopwatch()
         recipe = replace(settings.recovery, epochs=1)
-        candidate = self._tuned(policy, seed, watch, recipe, replace(data, train=few))
-        if candidate is None:
-            raise CandidateError("its training diverged; lower recovery.lr")
+        candidate = self._tuned(policy, seed, watch, recipe, replace(data, train=few), UNKEPT)
         with watch("forward"):
             error = self._error(candidate.onnx, self._screening)
         metrics = self._measure(candidate, error, len(self._screening), watch)
@@ -189,34 +189,41 @@ class CandidateEvaluator:
     def recover(self, policy: Policy, seed: int, checkpoints: Checkpoints = UNKEPT) -> dict[str, Any]:
         """The last rung: fine-tuned with the teachers, the exported file tried on all validation pictures.
 
-        Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0). With
-        checkpoints, a recovery that was killed is gone on with where it was.
+        Where fine-tuning did not help, or diverged, the candidate is kept as it was (``recovered`` is then 0, and
+        where it diverged ``recovery_failed`` is 1). With checkpoints, a recovery that was killed is gone on with where it was.
         """
         watch = Stopwatch()
         best = self.build(policy, watch)
         validation = self.bench.data.validation
         with watch("forward"):
             error = self._error(best.onnx, validation)
-        recovered = False
+        recovered, failed = False, True
         recipe, data = self.bench.settings.recovery, self.bench.data
-        tuned = self._tuned(policy, seed, watch, recipe, data, checkpoints)
-        if tuned is not None:
-            with watch("forward"):
-                tuned_error = self._error(tuned.onnx, validation)
-            recovered = tuned_error <= error
-        if tuned is not None and recovered:
-            best, error = tuned, tuned_error
-        metrics = self._measure(best, error, len(validation), watch) | {"recovered": float(recovered)}
+        # A candidate whose fine-tuning fails is kept as it was, like one that it does not help.
+        with suppress(CandidateError):
+            if recipe.epochs:
+                tuned = self._tuned(policy, seed, watch, recipe, data, checkpoints)
+                with watch("forward"):
+                    tuned_error = self._error(tuned.onnx, validation)
+                if recovered := tuned_error <= error:
+                    best, error = tuned, tuned_error
+            failed = False
+        metrics = self._measure(best, error, len(validation), watch)
+        metrics |= {"recovered": float(recovered), **({"recovery_failed": 1.0} if failed else {})}
         return {
             "metrics": metrics,
             "seconds": watch.seconds,
             "artefacts": {"model.onnx": best.onnx, "model.press": best.press},
         }
 
-    def fine_tune(self, model: nn.Module, seed: int) -> None:
-        """Train in place as finalists are; nothing where no recovery is asked for."""
+    def fine_tune(self, model: nn.Module, seed: int, checkpoints: Checkpoints, before: int) -> None:
+        """Train in place as finalists are, after so many epochs; nothing where no recovery is asked for."""
         if self.bench.settings.recovery.epochs:
-            self._train(model, self.bench.settings.recovery, seed, self.bench.data, UNKEPT)
+            self._train(model, self.bench.settings.recovery, seed, self.bench.data, checkpoints, before)
+
+    def following(self, model: nn.Module, checkpoints: Checkpoints, before: int) -> OnEpoch:
+        """Hands on each epoch of a network's training, after so many epochs before it."""
+        return checkpoints.following(before, lambda: model_error(model, self.bench.data, self._screening))
 
     def validated(self, compressed: CompressedModel, watch: Stopwatch) -> dict[str, Any]:
         """A network that was made elsewhere: its files, and their error on all validation pictures; nothing is timed."""
@@ -239,17 +246,11 @@ class CandidateEvaluator:
         watch: Stopwatch,
         recipe: Recipe,
         data: DataSet,
-        checkpoints: Checkpoints = UNKEPT,
-    ) -> Candidate | None:
-        """The candidate after fine-tuning; ``None`` where none is asked for or it diverged."""
-        if not recipe.epochs:
-            return None
+        checkpoints: Checkpoints,
+    ) -> Candidate:
+        """The candidate after fine-tuning."""
         with watch("train"):
-            plan = make_plan(policy, self.bench.graph)
-            try:
-                compressed = self._trained(plan, seed, recipe, data, checkpoints)
-            except CandidateError:
-                return None
+            compressed = self._trained(make_plan(policy, self.bench.graph), seed, recipe, data, checkpoints)
         return self._package(compressed, watch)
 
     def _trained(
@@ -275,7 +276,7 @@ class CandidateEvaluator:
             loss=self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing),
             schedule=self.bench.settings.prune_schedule,
             checkpoint=checkpoints.of(0),
-            on_epoch=self._following(early.model, checkpoints, 0),
+            on_epoch=self.following(early.model, checkpoints, 0),
         )
         drop_dead(plan, self.bench.graph, early.model, self._example)
         compressed = CompressedModel(early.model, plan)
@@ -318,7 +319,9 @@ class CandidateEvaluator:
         settings, policy, tensors = self.bench.settings, compressed.plan.policy, compressed.stored()
         if not settings.compact:
             return encode(tensors, {"policy": policy.as_dict()}, self._memory, settings.coder)
-        brief = {"policy": brief_policy(policy, list(self.bench.graph.layers))}
+        brief: dict[str, Any] = {"policy": brief_policy(policy, list(self.bench.graph.layers))}
+        if settings.network is not None:
+            brief[NETWORK] = settings.network
         return encode(numbered(tensors, compressed.model), brief, None, settings.coder, compact=True)
 
     def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
@@ -364,11 +367,8 @@ class CandidateEvaluator:
             recipe,
             seed=seed,
             checkpoint=checkpoints.of(int(before > 0)),
-            on_epoch=self._following(model, checkpoints, before),
+            on_epoch=self.following(model, checkpoints, before),
         )
-
-    def _following(self, model: nn.Module, checkpoints: Checkpoints, before: int) -> OnEpoch:
-        return checkpoints.following(before, lambda: model_error(model, self.bench.data, self._screening))
 
     @cached_property
     def _teaching(self) -> Teaching:

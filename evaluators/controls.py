@@ -30,6 +30,7 @@ from ..policies.techniques.prune_obd import PruneOBD
 from ..policies.techniques.prune_obs import PruneOBS
 from .candidate import CandidateEvaluator
 from .stopwatch import Stopwatch
+from .training.checkpoints import UNKEPT, Checkpoints
 from .training.loop import Recipe, train
 from .training.lottery import CONTROLS, FROM_INITIAL, SCRATCH, Control, Masks, Origins, Start, hold, ticket
 from .untrained import Untrained
@@ -69,7 +70,13 @@ def applicable(policy: Policy) -> tuple[Control, ...]:
     return tuple(control for control in CONTROLS if control in found)
 
 
-def control(evaluator: CandidateEvaluator, fidelity: str, policy: Policy, payload: Mapping[str, Any]) -> dict[str, Any]:
+def control(
+    evaluator: CandidateEvaluator,
+    fidelity: str,
+    policy: Policy,
+    payload: Mapping[str, Any],
+    checkpoints: Checkpoints = UNKEPT,
+) -> dict[str, Any]:
     """A job: train and measure the control that the rung names.
 
     Parameters
@@ -81,7 +88,7 @@ def control(evaluator: CandidateEvaluator, fidelity: str, policy: Policy, payloa
     assert untrained is not None, "the driver says how networks begin where it asks for controls"
     (name,) = (name for name in CONTROLS if fidelity == f"{FIDELITY}{name}")
     given = {key: int(payload.get(key, 0)) for key in ("epochs", "seed", "halvings")}
-    return ControlEvaluator(evaluator, untrained)(name, policy, payload["press"], **given)
+    return ControlEvaluator(evaluator, untrained, checkpoints)(name, policy, payload["press"], **given)
 
 
 def epochs_of(control: Control, epochs: int, dense_macs: float, macs: float) -> int:
@@ -109,10 +116,13 @@ class ControlEvaluator:
         Of the network that the member's policy is for.
     untrained
         How networks begin.
+    checkpoints
+        Where the trainings keep their states.
     """
 
     evaluator: CandidateEvaluator
     untrained: Untrained
+    checkpoints: Checkpoints = UNKEPT
 
     def __call__(
         self, control: Control, policy: Policy, press: bytes, epochs: int, seed: int, halvings: int = 0
@@ -141,8 +151,8 @@ class ControlEvaluator:
         recipe = _halved(replace(self.untrained.recipe, epochs=epochs), halvings)
         with watch("train"):
             if epochs:
-                train(model.requires_grad_(True), bench.data, recipe, seed=seed)
-            self._follow_on(plan, model, seed, trains=epochs > 0)
+                self._train(model, recipe, seed)
+            self._follow_on(plan, model, seed, epochs)
         result = self.evaluator.validated(CompressedModel(model.eval(), plan), watch)
         zeros = {"masked_weights": float(sum(int((~mask).sum()) for mask in masks.values()))}
         result["metrics"] |= {"epochs": float(epochs), **zeros}
@@ -188,14 +198,19 @@ class ControlEvaluator:
         graph = self.evaluator.bench.graph
         return apply_plan(structure, graph, network, self._calibration, importance=importance).model
 
-    def _follow_on(self, plan: Plan, model: nn.Module, seed: int, trains: bool) -> None:
+    def _train(self, model: nn.Module, recipe: Recipe, seed: int) -> None:
+        on_epoch = self.evaluator.following(model, self.checkpoints, 0)
+        data, checkpoint = self.evaluator.bench.data, self.checkpoints.of(0)
+        train(model.requires_grad_(True), data, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
+
+    def _follow_on(self, plan: Plan, model: nn.Module, seed: int, epochs: int) -> None:
         """What comes after pruning, in place."""
-        if not trains:
+        if not epochs:
             reestimate_statistics(model.eval(), self._calibration)
         if any(t.phase >= Phase.QUANTIZE for layer in plan.layers for t in layer.techniques):
             quantize_layers(plan, model, self._calibration)
-            if trains:
-                self.evaluator.fine_tune(model, seed + 1)
+            if epochs:
+                self.evaluator.fine_tune(model, seed + 1, self.checkpoints, epochs)
 
     def _importance(self) -> Importance:
         """Of the trained network's channels: those that went are the member's."""

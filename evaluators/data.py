@@ -150,6 +150,9 @@ def split(
 ) -> DataSet:
     """Split training pictures by the seed; where no test or validation pictures came, hold some out.
 
+    Every split but a test split that came is in random order: its first pictures are a fair sample, also of data that is
+    sorted by its classes.
+
     Raises
     ------
     DataError
@@ -160,7 +163,7 @@ def split(
     order = np.random.default_rng([seed, 0x5EED]).permutation(len(pictures))
     if test is None:
         count = _count(sizes.test, len(pictures))
-        test, order = pictures.take(np.sort(order[:count])), order[count:]
+        test, order = pictures.take(order[:count]), order[count:]
     if len(test) == 0:
         raise DataError(f"data set '{name}': the test split is empty; give test pictures or a larger data.test")
     held = _count(sizes.validation, len(order)) if validation is None else len(validation)
@@ -171,14 +174,17 @@ def split(
             " change data.validation"
         )
     rest = order[used:]
-    train = pictures.take(np.sort(rest))
-    validation = validation or pictures.take(np.sort(order[:used]))
+    train = pictures.take(rest)
+    if validation is None:
+        validation = pictures.take(order[:used])
+    else:
+        validation = validation.take(np.random.default_rng([seed, 0xA11D]).permutation(len(validation)))
     labels = [part.labels.max(initial=0) for part in (pictures, validation, test)]
     return DataSet(
         name=name,
         num_classes=num_classes or int(max(labels)) + 1,
         train=train,
-        calibration=pictures.take(np.sort(rest[: sizes.calibration])),
+        calibration=pictures.take(rest[: sizes.calibration]),
         validation=validation,
         test=test,
         preprocess=preprocess or standardise(train),

@@ -82,6 +82,9 @@ class Supernet:
     def slimmable(self, shapes: Sequence[Mapping[str, Scalar]], calibration: Tensor) -> Slimmable:
         """One module that is as wide as it is told to be at run time (1812.08928), for these shapes.
 
+        Weights are views of the largest network's, but for layers that read joined maps (a fire module's after the first, an
+        inception's): their inputs lie in several places, and they are copied.
+
         Raises
         ------
         PolicyError
@@ -92,7 +95,7 @@ class Supernet:
         return Slimmable([self._sharing(shape, calibration) for shape in shapes], shapes)
 
     def _sharing(self, shape: Mapping[str, Scalar], calibration: Tensor) -> nn.Module:
-        """The network of a shape whose weights are views of the largest one's; its batch norms' statistics are its own."""
+        """The network of a shape, its weights views of the largest one's where they can be; statistics are its own."""
         part = self.part(shape)
         network, weights = part.network, dict(self.model.named_parameters())
         shared = sliced(weights, {name: index for name, index in part.slices.items() if name in weights})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -59,6 +59,8 @@ class Settings:
         Whether stored files leave out what the network and the policy tell, and scales are folded into batch norms.
     vector_bits
         Significant bits of stored biases and batch norms.
+    network
+        What compact files say of the network, see ``policies.loading.described``; ``None`` where it is of no family.
     """
 
     quality: Literal["error", "agreement"] = "error"
@@ -78,6 +80,7 @@ class Settings:
     hint: Hint | None = field(default=None, repr=False)
     compact: bool = field(default=False, repr=False)
     vector_bits: int = field(default=8, repr=False)
+    network: Sequence[Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

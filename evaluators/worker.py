@@ -73,5 +73,5 @@ class CandidateWorker:
             case "recover":
                 return evaluator.recover(policy, int(job.payload["seed"]), self.checkpoints)
             case rung if rung.startswith(FIDELITY):
-                return control(evaluator, rung, policy, job.payload)
+                return control(evaluator, rung, policy, job.payload, self.checkpoints)
         raise AssertionError(f"no rung is called {job.fidelity}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,15 +60,17 @@ def named(tensors: Mapping[str, StoredTensor], names: Sequence[str], model: nn.M
 def brief_policy(policy: Policy, layers: Sequence[str]) -> dict[str, Any]:
     """The policy as plain data, layers told by their place and equal steps once; ``read_brief`` is the inverse."""
     whole = policy.as_dict()
-    steps: list[Any] = []
+    # By how they are written: 0 and 0.0 are equal, and policies of another digest.
+    steps: dict[str, Any] = {}
     places: list[int] = []
     for name in layers:
         own = whole["layers"].pop(name, [])
-        steps += [] if own in steps else [own]
-        places.append(steps.index(own))
+        written = json.dumps(own, sort_keys=True)
+        steps.setdefault(written, own)
+        places.append(list(steps).index(written))
     if whole["layers"]:
         raise PolicyError(f"policy of unknown layers {', '.join(whole['layers'])}; expected {', '.join(layers)}")
-    return {**whole, "layers": steps, "places": places}
+    return {**whole, "layers": list(steps.values()), "places": places}
 
 
 def read_brief(data: Mapping[str, Any], layers: Sequence[str]) -> Policy:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..evaluators.accuracy import bounds, error_interval, file_error
 from ..evaluators.controls import FIDELITY, applicable, epochs_of
+from ..evaluators.cores import all_cores
 from ..evaluators.models import save_weights
 from ..evaluators.training.loop import Recipe
 from ..evaluators.training.lottery import Control, train_early
@@ -161,6 +162,8 @@ class Controls:
         if not path.is_file():
             self.session.listener.say(f"training the dense network's first epochs again, to rewind to: {epochs}")
             network = untrained.initial()
-            train_early(network, self.session.prepared.data, self._recipe, epochs, seed=self.session.config.seed)
+            data, seed = self.session.prepared.data.without_test(), self.session.config.seed
+            with all_cores():
+                train_early(network, data, self._recipe, epochs, seed=seed)
             save_weights(network, path)
         return load_file(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from ..evaluators.pool import InProcessPool, Pool
 from ..evaluators.ray_pool import RayPool
@@ -40,8 +41,8 @@ def run_stages(session: Session) -> FrontData:
     session.listener.say(f"dense: {baseline['error_pct']:.2f} % error, {size:.1f} kB stored, {latency:.3f} ms")
     finals, by_trials = Finals(session), session.config.pool.train == "tune"
     # Where trainings are trials, one pool is closed before the other opens: either reserves every core.
-    if by_trials:
-        with training(session, "none") as dispatcher:
+    if by_trials and session.config.space.learned.learnings():
+        with training(session, "learn") as dispatcher:
             LearningStage(session).learn(dispatcher)
     with dispatching(session) as dispatcher:
         LearningStage(session)(dispatcher)
@@ -50,7 +51,7 @@ def run_stages(session: Session) -> FrontData:
         if not by_trials:
             finals.recover(dispatcher, finalists)
     if by_trials:
-        with training(session, session.config.recovery.scheduler) as dispatcher:
+        with training(session, "recover", session.config.recovery.scheduler) as dispatcher:
             finals.recover(dispatcher, finalists)
     # The pool is closed: nothing else runs while latency is measured.
     finals.test(finalists)
@@ -59,7 +60,8 @@ def run_stages(session: Session) -> FrontData:
         write_text(session.run.policy(member.id), member.policy.to_yaml())
     found.write(session.run.front)
     if session.config.controls.which:
-        found = Controls(session, dispatching).of(found)
+        opening = partial(training, stage="controls") if by_trials else dispatching
+        found = Controls(session, opening).of(found)
         found.write(session.run.front)
     return found
 
@@ -72,13 +74,13 @@ def dispatching(session: Session) -> Iterator[Dispatcher]:
 
 
 @contextmanager
-def training(session: Session, scheduler: Scheduler) -> Iterator[Dispatcher]:
-    """The same for trainings, as trials of Ray Tune; what they kept is removed when all is recorded."""
+def training(session: Session, stage: str, scheduler: Scheduler = "none") -> Iterator[Dispatcher]:
+    """The same for a stage's trainings, as trials of Ray Tune; what they kept is removed when all is recorded."""
     settings, prepared, recovery = session.config.pool, session.prepared, session.config.recovery
-    factory = CandidateFactory(prepared.bench)
+    factory, kept = CandidateFactory(prepared.bench), session.run.trials / stage
     with TunePool(
         factory,
-        session.run.trials,
+        kept,
         prepared.workers,
         prepared.threads,
         settings.address,
@@ -88,13 +90,17 @@ def training(session: Session, scheduler: Scheduler) -> Iterator[Dispatcher]:
         # Layers of the bank need not be compressed again.
         pool.share(Banking(session).files())
         yield _dispatcher(session, pool)
-    shutil.rmtree(session.run.trials, ignore_errors=True)
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 def _dispatcher(session: Session, pool: Pool) -> Dispatcher:
     recovery = session.config.recovery
-    epochs = {"recover": ("tune", max(1, recovery.epochs) / (recovery.tryout or 0.1))}
-    return Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session), as_long_as=epochs)
+    expected = {
+        "recover": ("tune", max(1, recovery.epochs) / (recovery.tryout or 0.1)),
+        # Nothing shorter is known when they begin.
+        "learn": ("", float(session.config.space.learned.epochs)),
+    }
+    return Dispatcher(session.ledger, pool, session.config.pool.min_timeout_s, _keeper(session), as_long_as=expected)
 
 
 def _keeper(session: Session) -> KeepArtefacts:

@@ -29,6 +29,7 @@ from ..policies.export.early_exit import with_exits
 from ..policies.export.onnx import export_onnx
 from ..policies.files import write_bytes, write_text
 from ..policies.policy import Policy
+from .labelling import to_learn_from
 from .pareto import front as front_of
 from .report.exits import render_exits
 from .rundir import sha256
@@ -134,7 +135,9 @@ def _trained(session: Session, example: Tensor) -> ExitNetwork:
     settings, bench, run = session.config.exits, session.prepared.bench, session.run
     after = settings.after or tuple(places_for_exits(cost_before(bench.model, example), settings.count))
     try:
-        network = ExitNetwork(bench.model, after, example, settings.channels).tuned(settings.tuned)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(session.config.seed)
+            network = ExitNetwork(bench.model, after, example, settings.channels).tuned(settings.tuned)
     except ModelError as error:
         raise ConfigError(str(error)) from error
     weights = run.path / "exits.safetensors"
@@ -143,7 +146,8 @@ def _trained(session: Session, example: Tensor) -> ExitNetwork:
         return network.eval()
     recipe = settings.recipe()
     session.listener.say(f"training exits behind {', '.join(after)}: {recipe.epochs} epochs")
-    loss, seed, data = exits_loss(network, recipe.label_smoothing), session.config.seed, bench.data
+    loss, seed = exits_loss(network, recipe.label_smoothing), session.config.seed
+    data = to_learn_from(session.config.quality, bench.reference, session.prepared.data)
 
     def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
         train(network, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch)
@@ -209,6 +213,9 @@ def _tested(session: Session, policy: Policy, onnx: bytes, exits: Exits) -> dict
     row = ledger.register(key, policy.to_json(), "exits", {})
     if row.state == "done" and row.artefacts.get("model.onnx") != sha256(onnx):
         ledger.reopen(key, "its file was made again and is not the one that was tested")
+        row = ledger.get(key)
+    elif row.state == "failed":
+        ledger.reopen(key, "it is tried again")
         row = ledger.get(key)
     if row.state == "pending":
         lease, start = ledger.lease(key, time.time()), time.perf_counter()

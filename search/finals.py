@@ -85,7 +85,14 @@ class Finals:
                 self.session.ledger.reopen(key, "its files are missing or damaged")
             wanted.append((key, {"seed": key.seed}))
         done = iter(range(1, len(wanted) + 1))
-        dispatcher.on_done = lambda _: self.session.show("recover", next(done), len(wanted))
+
+        def told(row: Evaluation) -> None:
+            if row.values.get("recovery_failed"):
+                name = row.key.policy_hash[:12]
+                self.session.listener.say(f"the recovery of {name} diverged, it stays as it was: lower recovery.lr")
+            self.session.show("recover", next(done), len(wanted))
+
+        dispatcher.on_done = told
         self.session.listener.say(f"recovering and exporting {len(wanted)} finalists")
         dispatcher.run(wanted)
 

@@ -68,7 +68,8 @@ class LearningStage:
             if self.session.config.space.learned.compare:
                 keys.extend(self._beside(learning))
         dispatcher.on_done = lambda _: None
-        dispatcher.run((key, {}) for key in keys)
+        # Two prices may come to the same network.
+        dispatcher.run((key, {}) for key in dict.fromkeys(keys))
 
     def _beside(self, learning: Learning) -> Iterator[EvaluationKey]:
         """The dense network with as many parameters as a learned one, by one magnitude threshold for all its layers."""

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..evaluators.accuracy import file_error, file_logits
+from ..evaluators.accuracy import file_error
 from ..evaluators.cores import available_cores
 from ..evaluators.counts import dense_counts
-from ..evaluators.data import DataSet, Pictures, SplitSizes
+from ..evaluators.data import DataSet, SplitSizes
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
@@ -25,16 +25,19 @@ from ..evaluators.supernet import Supernet
 from ..evaluators.training.checkpoints import OnEpoch
 from ..evaluators.training.task import TrainingTask
 from ..evaluators.workbench import Settings, Workbench
-from ..policies.architectures.shapes import network_of
+from ..policies.architectures import SHAPED
+from ..policies.architectures.shapes import FAMILY, network_of
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor
 from ..policies.errors import ConfigError, DataError, ModelError
 from ..policies.export.onnx import export_onnx
 from ..policies.graph import ModelGraph
+from ..policies.loading import described
 from ..policies.policy import Policy
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
 from ..spaces.shapes import ShapeSpace
 from .config import Config
+from .labelling import labelled_by
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
 from .shaping import given_space, make_supernet, shape_space
@@ -121,10 +124,11 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     torch.set_num_threads(max(1, threads))
     teachers = read_teachers(config.recovery, model, data, config.seed, "recovery")
     hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
-    settings = replace(_settings(config), hint=hint)
+    network = _described(config, data) if given.model is None and config.storage.compact else None
+    settings = replace(_settings(config), hint=hint, network=network)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
     stored = _stored_otherwise(settings)
-    space, supernet, held = _space(config, data, model, graph, run, say)
+    space, supernet, held = _space(config, data, model, graph, reference, run, say)
     taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
     known = f"{data.digest()}{_weights_digest(model)}{settings}{stored}{taught}{held}"
     context = hashlib.sha256(known.encode()).hexdigest()
@@ -136,13 +140,13 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
 
 
 def _space(
-    config: Config, data: DataSet, model: nn.Module, graph: ModelGraph, run: RunDirectory, say: Say
+    config: Config, data: DataSet, model: nn.Module, graph: ModelGraph, reference: bytes, run: RunDirectory, say: Say
 ) -> tuple[LayerwiseSpace | ShapeSpace, Supernet | None, str]:
     """What is searched, the supernet where that is the network's shape, and the supernet's digest."""
     if config.space.shape is None:
         return make_space(config.space, graph, model), None, ""
     space = shape_space(config, model, data.preprocess(data.calibration.images[:1]), say)
-    supernet = make_supernet(config, data, model, space, run, say)
+    supernet = make_supernet(config, data, model, reference, space, run, say)
     return space, supernet, _weights_digest(supernet.model)
 
 
@@ -175,11 +179,11 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
     elif run.weights.is_file():
         load_weights(model, str(run.weights))
     elif section.train is not None:
-        recipe, seed = section.train, config.seed
+        recipe, seed, shown = section.train, config.seed, data.without_test()
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
 
         def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
-            learned(model, data, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
+            learned(model, shown, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
 
         task = TrainingTask(model, carry_out, recipe.epochs)
         train_network(task, run.weights, run.path / "training.safetensors", config.pool, run, say)
@@ -237,18 +241,6 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
             " give sparsity, precision, rank, rewrite, channels or blocks two or more"
         )
     return space
-
-
-def labelled_by(reference: bytes, data: DataSet, threads: int) -> DataSet:
-    """The same pictures, each labelled with the class that the dense network predicts."""
-
-    def relabel(part: Pictures) -> Pictures:
-        return Pictures(part.images, file_logits(reference, data, part, threads).argmax(1).astype(np.int64))
-
-    validation = relabel(data.validation)
-    test = None if data.test is None else relabel(data.test)
-    classes = int(file_logits(reference, data, data.validation.take(slice(0, 1)), threads).shape[1])
-    return DataSet(data.name, classes, data.train, data.calibration, validation, test, data.preprocess)
 
 
 def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
@@ -333,7 +325,17 @@ def _settings(config: Config) -> Settings:
 def _stored_otherwise(settings: Settings) -> str:
     """How files are stored, where it is not as it always was: older results keep their identity."""
     coder = "" if settings.coder == "ans" else settings.coder
-    return f"{coder}{' compact' * settings.compact}{f' {settings.vector_bits}' * (settings.vector_bits != 8)}"
+    told = "" if settings.network is None else json.dumps(settings.network)
+    return f"{coder}{' compact' * settings.compact}{told}{f' {settings.vector_bits}' * (settings.vector_bits != 8)}"
+
+
+def _described(config: Config, data: DataSet) -> list[Any] | None:
+    """What compact files say of the network; ``None`` where it is of no family with a shape."""
+    source, _, family = config.model.name.partition(":")
+    if source != "family" or family not in SHAPED:
+        return None
+    shape = {FAMILY: family, **config.model.arguments}
+    return described(shape, config.model.num_classes or data.num_classes, data.input_shape[0])
 
 
 def _workers(config: Config) -> tuple[int, int]:

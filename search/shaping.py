@@ -25,6 +25,7 @@ from ..policies.policy import Scalar
 from ..spaces.families import default_menus
 from ..spaces.shapes import ShapeSpace
 from .config import Config
+from .labelling import to_learn_from
 from .rundir import RunDirectory
 from .sections.space import ShapeConfig
 from .trainings import train_network
@@ -93,9 +94,14 @@ def dense_shape(config: Config, side: int) -> dict[str, Scalar]:
 
 
 def make_supernet(
-    config: Config, data: DataSet, dense: nn.Module, space: ShapeSpace, run: RunDirectory, say: Say
+    config: Config, data: DataSet, dense: nn.Module, reference: bytes, space: ShapeSpace, run: RunDirectory, say: Say
 ) -> Supernet:
     """The network that all shapes are cut out of: from a file, from an earlier start of this run, or trained now.
+
+    Parameters
+    ----------
+    reference
+        The dense network as ONNX.
 
     Raises
     ------
@@ -110,7 +116,8 @@ def make_supernet(
     elif run.supernet.is_file():
         load_weights(supernet.model, str(run.supernet))
     else:
-        _train(config, data, supernet, learned_parts(space, supernet, config.seed), run, say)
+        shown = to_learn_from(config.quality, reference, data)
+        _train(config, shown, supernet, learned_parts(space, supernet, config.seed), run, say)
     supernet.model.eval()
     return supernet
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..evaluators.cores import available_cores
+from ..evaluators.cores import all_cores, available_cores
 from ..evaluators.models import load_weights, save_weights
 from ..evaluators.pool import Done, Job
 from ..evaluators.training.task import TrainingTask
@@ -40,12 +40,15 @@ def train_network(
         say(f"  epoch {epoch}/{task.epochs}: loss {loss:.4f}")
 
     if settings.train == "tune":
-        done = _trial(task, weights.stem, settings, run.trials, told)
+        kept = run.trials / weights.stem
+        done = _trial(task, weights.stem, settings, kept, told)
         write_bytes(weights, _weights(done, weights.stem))
         load_weights(task.model, weights)
-        shutil.rmtree(run.trials, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
         return
-    task.carry_out(checkpoint, told)
+    # No worker is at work yet: all cores are free.
+    with all_cores():
+        task.carry_out(checkpoint, told)
     save_weights(task.model, weights)
     checkpoint.unlink(missing_ok=True)
 

@@ -23,7 +23,8 @@ from ..policies.graph import ModelGraph
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from .config import Config, load_config
-from .prepare import labelled_by, network_for, read_data
+from .labelling import labelled_by
+from .prepare import network_for, read_data
 from .rundir import sha256
 
 NETWORKS = ("model.onnx", "model.press", "reference.onnx")

@@ -48,9 +48,9 @@ class Sandwich:
     def __call__(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         target = logits.detach().softmax(1)
         weights = dict(self.supernet.model.named_parameters())
-        chosen = [0, *torch.randint(len(self.parts), (self.random,)).tolist()]
+        others = 1 + torch.randperm(len(self.parts) - 1)[: self.random]
         total = self.hard(x, logits, labels)
-        for part in (self.parts[index] for index in dict.fromkeys(chosen)):
+        for part in (self.parts[index] for index in (0, *others.tolist())):
             outputs = functional_call(part.network, sliced(weights, part.slices), (x,))
             total = total + functional.cross_entropy(outputs, target)
         return total

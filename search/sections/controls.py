@@ -60,6 +60,11 @@ class ControlsConfig(Section):
                 "controls: the dense network's weights are given, and nothing says how they were trained; expected the"
                 " recipe in controls.train"
             )
+        if recipe.teachers:
+            return (
+                "controls: the dense network learned from teachers, and controls learn from labels alone; expected a recipe"
+                " without teachers in controls.train"
+            )
         if from_initial and not trained_here:
             return (
                 f"controls: {', '.join(from_initial)} begin with the weights that the dense network began with, which are"

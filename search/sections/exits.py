@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Count, Positive
 from .training import SelfTaughtConfig
@@ -25,6 +25,15 @@ class ExitsConfig(SelfTaughtConfig):
         6,
         description="sets of thresholds that are exported and tested; their error is within search.screen_error of the network's",
     )
+
+    @model_validator(mode="after")
+    def _changes_what_learns(self) -> ExitsConfig:
+        if self.penalty and not self.tuned:
+            raise ValueError(
+                "a penalty is of the network's weights, which do not learn here; leave it out, or set tuned: true"
+            )
+        return self
+
     epochs: Count = Field(2, description="passes over the training pictures")
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Positive = Field(3e-3, description="peak learning rate of the one-cycle schedule")

@@ -54,13 +54,22 @@ def test_labels_stay_with_their_pictures():
         assert [number % 10 for number in numbers(part)] == part.labels.tolist()
 
 
-def test_given_test_and_validation_pictures_are_taken_as_they_are():
+def test_given_test_and_validation_pictures_are_taken_whole():
     given_test, given_validation = pictures(20, 300), pictures(30, 400)
     data = split("d", pictures(200), given_test, SplitSizes(0.25), 0)
     assert (numbers(data.test), len(data.validation), len(data.train)) == (list(range(300, 320)), 50, 150)
     data = split("d", pictures(200), given_test, SplitSizes(0.25), 0, validation=given_validation)
-    assert numbers(data.validation) == list(range(400, 430))
-    assert numbers(data.train) == list(range(200))
+    assert sorted(numbers(data.validation)) == list(range(400, 430)) != numbers(data.validation)
+    assert sorted(numbers(data.train)) == list(range(200))
+
+
+@pytest.mark.parametrize("part", ["train", "calibration", "validation"])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_first_pictures_of_data_that_is_sorted_by_its_classes_are_of_all_classes(part, given):
+    images, labels = np.zeros((1000, 1, 2, 2), np.uint8), np.repeat(np.arange(10), 100)
+    validation = Pictures(images, labels) if given else None
+    data = split("sorted", Pictures(images, labels), None, SplitSizes(200, 200), 0, validation=validation)
+    assert set(getattr(data, part).labels[:100]) == set(range(10))
 
 
 def test_sizes_of_one_and_more_are_counts():

@@ -58,6 +58,21 @@ def test_the_loss_is_the_labels_for_the_largest_and_its_outputs_for_the_others(
     assert loss(x, logits, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_step_trains_the_smallest_shape_and_as_many_others_as_asked(
+    supernet: Supernet, data: DataSet, count
+) -> None:
+    x, labels = batch(data)
+    shapes = [{**LARGE, "width": width} for width in (0.0625, 0.125, 0.1875, 0.25)]
+    loss, seen = Sandwich.of(supernet, parts(supernet, *shapes), count, Recipe()), []
+    for number, part in enumerate(loss.parts):
+        part.network.register_forward_hook(lambda *_, number=number: seen.append(number))
+    for _ in range(8):
+        seen.clear()
+        loss(x, supernet.model.train()(x), labels)
+        assert seen[0] == 0 and len(set(seen)) == len(seen) == 1 + count
+
+
 def test_the_largest_learns_nothing_from_the_others_outputs(supernet: Supernet, data: DataSet) -> None:
     """The gradient of the others' losses reaches the shared weights through the others alone."""
     x, labels = batch(data)

@@ -41,6 +41,12 @@ def test_a_brief_policy_is_the_same_policy(layers, shape):
     assert "conv" not in text
 
 
+def test_steps_that_are_equal_but_written_otherwise_stay_apart():
+    steps = {"conv1": (Step.of("prune_magnitude", sparsity=0),), "conv2": (Step.of("prune_magnitude", sparsity=0.0),)}
+    policy = Policy(steps)
+    assert read_brief(json.loads(json.dumps(brief_policy(policy, LAYERS))), LAYERS).digest == policy.digest
+
+
 def test_a_brief_policy_of_other_layers_is_refused():
     with pytest.raises(PolicyError, match="unknown layers conv9"):
         brief_policy(Policy({"conv9": QUANTIZED}), LAYERS)

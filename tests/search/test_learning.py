@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from paretopress.policies.errors import ConfigError
-from paretopress.policies.policy import Policy
+from paretopress.policies.policy import Policy, Step
 from paretopress.search import api
 from paretopress.search.config import Config, make_config
+from paretopress.search.learning import LearningStage
 from paretopress.search.progress import Silence
 from paretopress.tests.search.runs import rows, with_weights
 
@@ -59,6 +60,16 @@ def test_a_lambda_that_removes_every_neuron_is_recorded_and_the_search_goes_on(l
     (failed,) = [row for row in rows(run, "learn") if row.state == "failed"]
     assert failed.error == "lambda 100 (fc) leaves no neuron of 'fc1': no network is left; give smaller lambdas"
     assert (run / "front.json").is_file()
+
+
+def test_prices_that_come_to_the_same_network_are_tried_as_one(trained, tmp_path, monkeypatch):
+    config = configured(trained)
+    learned = config.space.learned.model_copy(update={"lambdas": (1e-9, 2e-9), "compare": True})
+    config = config.model_copy(update={"space": config.space.model_copy(update={"learned": learned})})
+    policy = Policy({"fc1": (Step.of("keep_channels", kept="0-47"),)})
+    monkeypatch.setattr(LearningStage, "_policy", lambda *_: policy)
+    api.run_search(config, tmp_path / "run", Silence())
+    assert [row.state for row in rows(tmp_path / "run", "screen") if row.origin == "learned"] == ["done"]
 
 
 def test_the_report_shows_each_training_beside_the_others(learned):
