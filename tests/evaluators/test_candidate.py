@@ -19,6 +19,7 @@ from paretopress.evaluators.data import SplitSizes
 from paretopress.evaluators.pool import Job
 from paretopress.evaluators.sources import load_data
 from paretopress.evaluators.stopwatch import Stopwatch
+from paretopress.evaluators.training.checkpoints import UNKEPT
 from paretopress.evaluators.training.loop import Recipe, train
 from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.evaluators.worker import CandidateFactory
@@ -247,7 +248,7 @@ def test_soft_sharing_trains_in_recovery_and_ships_what_it_was_drawn_to(bench):
     policy = Policy({"conv2": (Step.of("share_soft", clusters=7, zero=0.5, strength=1e-4),)})
     evaluator = CandidateEvaluator(bench)
     start = evaluator.build(policy, Stopwatch())
-    tuned = evaluator._tuned(policy, 1, Stopwatch(), bench.settings.recovery, bench.data)
+    tuned = evaluator._tuned(policy, 1, Stopwatch(), bench.settings.recovery, bench.data, UNKEPT)
     stored = [decode(candidate.press).tensors["conv2.weight"] for candidate in (start, tuned)]
     assert not np.array_equal(stored[0].codebook, stored[1].codebook)
     assert len(np.unique(stored[1].decode())) <= 8
