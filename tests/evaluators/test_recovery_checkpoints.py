@@ -9,18 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from paretopress.evaluators.candidate import CandidateEvaluator
+from paretopress.evaluators.controls import control
 from paretopress.evaluators.data import SplitSizes
 from paretopress.evaluators.learning import learn_architecture
 from paretopress.evaluators.models import build_model
 from paretopress.evaluators.pool import Job
 from paretopress.evaluators.sources import load_data
+from paretopress.evaluators.stopwatch import Stopwatch
 from paretopress.evaluators.training.checkpoints import UNKEPT, Checkpoints, OnEpoch
 from paretopress.evaluators.training.learned import Learning
 from paretopress.evaluators.training.loop import Recipe, train
 from paretopress.evaluators.training.penalties.architecture import Architecture
 from paretopress.evaluators.training.task import TrainingTask
+from paretopress.evaluators.untrained import Untrained
 from paretopress.evaluators.workbench import Workbench
 from paretopress.evaluators.worker import CandidateFactory
+from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
 from paretopress.tests.evaluators.digits_bench import MIXED, make_bench, untimed
 from ray import cloudpickle
@@ -50,6 +54,25 @@ def stopped_after(folder: Path, epochs: int) -> Checkpoints:
             raise StoppedError
 
     return Checkpoints(folder, heard)
+
+
+@pytest.mark.parametrize("epochs", [1, 3], ids=["from scratch", "in fine-tuning"])
+def test_a_control_gone_on_with_equals_an_uninterrupted_one_to_the_byte(
+    bench: Workbench, tmp_path: Path, epochs: int
+) -> None:
+    untrained = Untrained(Recipe(epochs=2, batch_size=64, lr=0.05), "family:digits_cnn", 10, 1, {}, 7)
+    evaluator = CandidateEvaluator(replace(bench, untrained=untrained))
+    policy = make_plan(MIXED, bench.graph).policy
+    payload = {"press": evaluator.build(policy, Stopwatch()).press, "epochs": 2, "seed": 3}
+    whole = control(evaluator, "control:random", policy, payload)
+    with pytest.raises(StoppedError):
+        control(evaluator, "control:random", policy, payload, stopped_after(tmp_path, epochs))
+    heard: list[int] = []
+    left = control(
+        evaluator, "control:random", policy, payload, Checkpoints(tmp_path, lambda epoch, _: heard.append(epoch))
+    )
+    assert left["artefacts"] == whole["artefacts"]
+    assert heard == list(range(epochs + 1, 2 + bench.settings.recovery.epochs + 1))
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)

@@ -282,6 +282,13 @@ def test_the_schema_knows_that_controls_may_be_a_list(controls: Any, right: bool
         validate(given, Config.model_json_schema())
 
 
+def test_what_does_not_learn_is_given_no_penalty() -> None:
+    config = {"model": {"name": "my:net"}, "exits": {"penalty": {"l2": 1e-4}}}
+    with pytest.raises(ConfigError, match="do not learn here; leave it out, or set tuned: true"):
+        make_config(config)
+    make_config({**config, "exits": {"penalty": {"l2": 1e-4}, "tuned": True}})
+
+
 def test_what_teaches_itself_is_given_no_teacher() -> None:
     config = {"model": {"name": "my:net"}, "exits": {"teachers": ["other.safetensors"]}}
     with pytest.raises(

@@ -165,6 +165,10 @@ def test_a_failed_control_is_recorded_and_ends_nothing(
         ),
         ({"controls": ["scratch_f"]}, "controls.which.0: Input should be 'scratch_e'"),
         ({"controls": ["scratch_e"], "quality": "agreement"}, "expected quality: error"),
+        (
+            {"controls": {"which": ["scratch_e"], "train": {"teachers": ["t.safetensors"]}}},
+            "expected a recipe without teachers in controls.train",
+        ),
     ],
 )
 def test_controls_that_cannot_be_trained_are_refused(changes: dict[str, Any], expected: str) -> None:

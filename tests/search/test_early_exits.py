@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from paretopress.evaluators import sources
+from paretopress.evaluators.data import DataSet, Pictures
 from paretopress.evaluators.exits import run_exits
 from paretopress.evaluators.runtime import session
+from paretopress.policies.errors import CandidateError
+from paretopress.search import early_exits, prepare
 from paretopress.search.cli import run
 from paretopress.search.prepare import read_data
 from paretopress.search.rundir import find_run
@@ -71,6 +77,51 @@ def test_doing_it_again_measures_nothing_again(found) -> None:
     assert code == 0
     assert {row.key.policy_hash: row.values for row in rows(path, "exits")} == before
     assert json.loads((path / "exits.json").read_text()) == {k: v for k, v in summary.items() if k != "exits"}
+
+
+def test_exits_follow_from_the_seed_alone(found, trained: Path, tmp_path: Path) -> None:
+    """Not from what the process has drawn before, nor from how their places were found."""
+    path, summary = found
+    torch.rand(7)
+    code, _, errors = exits(trained, tmp_path, after=summary["after"], count=len(summary["after"]))
+    assert code == 0, errors
+    assert (tmp_path / "run" / "exits.safetensors").read_bytes() == (path / "exits.safetensors").read_bytes()
+
+
+def test_a_test_that_failed_is_made_again(trained: Path, tmp_path: Path, one_core: None, monkeypatch) -> None:
+    def broken(*_: Any) -> None:
+        raise CandidateError("no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(early_exits, "run_exits", broken)
+        code, _, errors = exits(trained, tmp_path)
+        assert code and "no memory" in errors
+    code, summary, errors = exits(trained, tmp_path)
+    assert code == 0, errors
+    assert all("error_pct" in member["metrics"] for member in summary["members"])
+
+
+def test_agreement_is_learned_from_the_dense_networks_answers(
+    trained: Path, tmp_path: Path, one_core: None, monkeypatch
+) -> None:
+    """Labels may mean nothing to the network: exits that learned from shuffled ones are as good."""
+    plain = sources.load_data
+
+    def shuffled(*args: Any, **options: Any) -> DataSet:
+        data = plain(*args, **options)
+        labels = np.random.default_rng(0).permutation(data.train.labels)
+        return replace(data, train=Pictures(data.train.images, labels))
+
+    def first_exit(directory: Path) -> float:
+        directory.mkdir()
+        config = with_weights(trained, exits=SETTINGS, quality="agreement")
+        path = write_config(directory / "exits.yaml", config)
+        assert run(["exits", str(path), "--out", str(directory / "run")]) == 0
+        return float(json.loads((directory / "run" / "exits.json").read_text())["curve"][0]["error_pct"])
+
+    right = first_exit(tmp_path / "right")
+    monkeypatch.setattr(prepare, "load_data", shuffled)
+    assert first_exit(tmp_path / "shuffled") == right
 
 
 def test_the_page_names_every_member_and_loads_nothing(found) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
-from paretopress.search import api
+import torch
+from paretopress.evaluators.cores import available_cores
+from paretopress.evaluators.training.task import TrainingTask
+from paretopress.policies.errors import CandidateError
+from paretopress.search import api, driver
 from paretopress.search.config import make_config
 from paretopress.search.progress import Silence
+from paretopress.search.rundir import RunDirectory
+from paretopress.search.trainings import train_network
 from paretopress.tests.search.runs import front_of, rows, small
+from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -30,6 +40,35 @@ def found(out: Path, pool: dict[str, Any]) -> tuple[Any, Any, bytes]:
     figures = [(m["id"], m["feasible"], m["metrics"]["error_pct"], m["metrics"]["stored_bytes"]) for m in members]
     recovered = {r.key.policy_hash: (r.state, r.artefacts, r.values["error_pct"]) for r in rows(out, "recover")}
     return figures, recovered, (out / "dense.safetensors").read_bytes()
+
+
+def test_a_stage_that_ends_leaves_what_other_stages_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recovery that was killed must find its states after the learning that the resumed run begins with."""
+    run = RunDirectory(tmp_path)
+    for stage in ("learn", "recover"):
+        (run.trials / stage / "trial").mkdir(parents=True)
+    session = SimpleNamespace(config=make_config(small(**QUICK)), run=run, prepared=MagicMock(), ledger=MagicMock())
+    monkeypatch.setattr(driver, "TunePool", MagicMock())
+    monkeypatch.setattr(driver, "Banking", MagicMock())
+    with driver.training(cast(Any, session), "learn") as dispatcher:
+        epochs = session.config.space.learned.epochs
+        assert dispatcher.as_long_as["learn"] == ("", epochs), "a training takes longer the more epochs it has"
+    assert not (run.trials / "learn").exists() and (run.trials / "recover" / "trial").is_dir()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_driver_trains_with_every_core_and_gives_the_workers_threads_back(tmp_path: Path, fails: bool) -> None:
+    seen, before = [], torch.get_num_threads()
+
+    def carry_out(*_: Any) -> None:
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise CandidateError("it diverged")
+
+    task, run = TrainingTask(nn.Linear(1, 1), carry_out, 1), RunDirectory(tmp_path)
+    with pytest.raises(CandidateError) if fails else nullcontext():
+        train_network(task, tmp_path / "w.safetensors", tmp_path / "state", make_config(small()).pool, run, print)
+    assert seen == [available_cores()] and torch.get_num_threads() == before
 
 
 def test_trainings_as_trials_give_the_front_that_the_pool_gives(foreign_ray: None, tmp_path: Path) -> None:
