@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..policies.apply import CompressedModel, apply_plan, drop_dead, quantize_layers, round_vectors
+from ..policies.apply import CompressedModel, apply_plan, round_vectors
 from ..policies.batch_norms import settle_statistics
 from ..policies.coding.memory import CodingMemory
 from ..policies.coding.press import encode
@@ -24,15 +23,14 @@ from ..policies.folding import Norms, fold_scales, norms_around, round_scales
 from ..policies.forms import is_input_quantized, weighted_modules
 from ..policies.graph import input_energies
 from ..policies.loading import NETWORK
-from ..policies.plan import Plan, before, before_rising_sparsity, make_plan
+from ..policies.plan import Plan, make_plan
 from ..policies.policy import Policy, Scalar
 from ..policies.stored_layers import write_layer
-from ..policies.techniques import Phase
-from ..policies.techniques.prune_obs import PruneOBS
-from .accuracy import ONNX_BATCH, bounds, error_interval, file_error, model_error
+from .accuracy import ONNX_BATCH, bounds, error_interval, file_error
 from .bank import Bank
 from .counts import counted
 from .data import DataSet, Pictures
+from .fine_tuning import FineTuning
 from .kernels import kernel_policy
 from .latency import LatencyProbe
 from .macs import Profile, nonzero_parameters, profile
@@ -40,12 +38,8 @@ from .observe import Observations
 from .stitch import norms_after
 from .stitched import StitchedRung
 from .stopwatch import Stopwatch
-from .training.checkpoints import UNKEPT, Checkpoints, OnEpoch
-from .training.ensemble import as_one
-from .training.gradual import halves, inner_targets, prune_gradually, sparsities
+from .training.checkpoints import UNKEPT, Checkpoints
 from .training.loop import Recipe
-from .training.methods import make_teaching
-from .training.teaching import Teaching, teach
 from .workbench import Workbench
 
 RANGE_PICTURES = 32
@@ -216,15 +210,6 @@ class CandidateEvaluator:
             "artefacts": {"model.onnx": best.onnx, "model.press": best.press},
         }
 
-    def fine_tune(self, model: nn.Module, seed: int, checkpoints: Checkpoints, before: int) -> None:
-        """Train in place as finalists are, after so many epochs; nothing where no recovery is asked for."""
-        if self.bench.settings.recovery.epochs:
-            self._train(model, self.bench.settings.recovery, seed, self.bench.data, checkpoints, before)
-
-    def following(self, model: nn.Module, checkpoints: Checkpoints, before: int) -> OnEpoch:
-        """Hands on each epoch of a network's training, after so many epochs before it."""
-        return checkpoints.following(before, lambda: model_error(model, self.bench.data, self._screening))
-
     def validated(self, compressed: CompressedModel, watch: Stopwatch) -> dict[str, Any]:
         """A network that was made elsewhere: its files, and their error on all validation pictures; nothing is timed."""
         candidate = self._package(compressed, watch)
@@ -246,51 +231,18 @@ class CandidateEvaluator:
         watch: Stopwatch,
         recipe: Recipe,
         data: DataSet,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints = UNKEPT,
     ) -> Candidate:
         """The candidate after fine-tuning."""
         with watch("train"):
-            compressed = self._trained(make_plan(policy, self.bench.graph), seed, recipe, data, checkpoints)
+            plan = make_plan(policy, self.bench.graph)
+            compressed = self.fine_tuning.carry_out(plan, seed, recipe, data, checkpoints)
         return self._package(compressed, watch)
 
-    def _trained(
-        self, plan: Plan, seed: int, recipe: Recipe, data: DataSet, checkpoints: Checkpoints
-    ) -> CompressedModel:
-        targets = {} if recipe.epochs < 2 else sparsities(plan)
-        share = self.bench.settings.prune_share
-        if not targets or not share:
-            compressed = self._own(self._compress_plan(plan))
-            self._train(compressed.model, recipe, seed, data, checkpoints)
-            return compressed
-        first, second = halves(recipe, share)
-        # What the Hessian pruned is a good start; by magnitude alone, sparsity has to rise step by step.
-        solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
-        first_plan = before(plan, Phase.QUANTIZE) if solved else before_rising_sparsity(plan)
-        early = self._own(self._compress_plan(first_plan))
-        prune_gradually(
-            early.model.requires_grad_(True),
-            inner_targets(early.model, targets),
-            data,
-            first,
-            seed=seed,
-            loss=self._teaching.loss(self._teacher, self.bench.settings.recovery.label_smoothing),
-            schedule=self.bench.settings.prune_schedule,
-            checkpoint=checkpoints.of(0),
-            on_epoch=self.following(early.model, checkpoints, 0),
-        )
-        drop_dead(plan, self.bench.graph, early.model, self._example)
-        compressed = CompressedModel(early.model, plan)
-        quantize_layers(plan, early.model, self._calibration)
-        self._train(compressed.model, second, seed + 1, data, checkpoints, first.epochs)
-        return compressed
-
-    def _own(self, compressed: CompressedModel) -> CompressedModel:
-        """With tensors of its own: layers that nothing was done to share the dense network's, which must not be trained."""
-        model = copy.deepcopy(compressed.model)
-        for parameter in model.parameters():
-            # Layers that were just made and layers read from the bank's files must lie in memory alike: products round by it.
-            parameter.data = parameter.data.contiguous()
-        return replace(compressed, model=model)
+    @cached_property
+    def fine_tuning(self) -> FineTuning:
+        """How candidates of this workbench are trained."""
+        return FineTuning(self.bench, self._compress_plan, self._calibration, self._screening)
 
     def _compress_plan(self, plan: Plan, calibration: Tensor | None = None) -> CompressedModel:
         calibration = self._calibration if calibration is None else calibration
@@ -351,33 +303,6 @@ class CandidateEvaluator:
         if shape not in self._profiles:
             self._profiles[shape] = candidate.profiled(self._example)
         return replace(self._profiles[shape], params=nonzero_parameters(candidate.plain))
-
-    def _train(
-        self, model: nn.Module, recipe: Recipe, seed: int, data: DataSet, checkpoints: Checkpoints, before: int = 0
-    ) -> None:
-        """Train after so many epochs of a training before."""
-        if self.bench.settings.compact:
-            round_scales(model, self.bench.settings.vector_bits)
-        teach(
-            # A dense network that is handed over frozen is recovered like any other.
-            model.requires_grad_(True),
-            self._teacher,
-            self._teaching,
-            data,
-            recipe,
-            seed=seed,
-            checkpoint=checkpoints.of(int(before > 0)),
-            on_epoch=self.following(model, checkpoints, before),
-        )
-
-    @cached_property
-    def _teaching(self) -> Teaching:
-        settings = self.bench.settings
-        return make_teaching(settings.teach, settings.temperature, settings.teacher_weight, settings.hint)
-
-    @cached_property
-    def _teacher(self) -> nn.Module:
-        return as_one(self.bench.teachers or (self.bench.model,))
 
     def _error(self, onnx: bytes, split: Pictures) -> float:
         return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)

@@ -199,7 +199,7 @@ class ControlEvaluator:
         return apply_plan(structure, graph, network, self._calibration, importance=importance).model
 
     def _train(self, model: nn.Module, recipe: Recipe, seed: int) -> None:
-        on_epoch = self.evaluator.following(model, self.checkpoints, 0)
+        on_epoch = self.evaluator.fine_tuning.following(model, self.checkpoints, 0)
         data, checkpoint = self.evaluator.bench.data, self.checkpoints.of(0)
         train(model.requires_grad_(True), data, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
 
@@ -210,7 +210,8 @@ class ControlEvaluator:
         if any(t.phase >= Phase.QUANTIZE for layer in plan.layers for t in layer.techniques):
             quantize_layers(plan, model, self._calibration)
             if epochs:
-                self.evaluator.fine_tune(model, seed + 1, self.checkpoints, epochs)
+                recipe, data = self.evaluator.bench.settings.recovery, self.evaluator.bench.data
+                self.evaluator.fine_tuning.train(model, recipe, seed + 1, data, self.checkpoints, epochs)
 
     def _importance(self) -> Importance:
         """Of the trained network's channels: those that went are the member's."""
