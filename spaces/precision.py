@@ -63,6 +63,7 @@ def _shared(match: re.Match[str]) -> Pair:
 
 def _soft(match: re.Match[str]) -> Pair:
     given = {"zero": float("0." + int(match["nines"]) * "9")} if match["nines"] else {}
+    given |= {"strength": float(f"{match['millionths']}e-6")} if match["millionths"] else {}
     return _alone("share_soft", clusters=int(match["clusters"]), **given)
 
 
@@ -140,8 +141,9 @@ WORDS: tuple[Word, ...] = (
         _shared,
     ),
     Word(
-        r"soft(?P<clusters>[1-9]\d{0,2})(?:z(?P<nines>[1-7]))?",
-        "softN or softNzZ (N from 2 to 256 values and zero, by a learned mixture; Z nines of zero's prior share: z3 is 0.999)",
+        r"soft(?P<clusters>[1-9]\d{0,2})(?:z(?P<nines>[1-7]))?(?:s(?P<millionths>[1-9]\d{0,3}))?",
+        "softN, softNzZ, softNsS or softNzZsS (N from 2 to 256 values and zero, by a learned mixture; Z nines of zero's prior share:"
+        " z3 is 0.999; S millionths of the prior's strength, 1 where not given)",
         _soft,
     ),
     Word(

@@ -236,6 +236,8 @@ def test_patterns_that_match_nothing_are_refused(tie, skip, message):
                 "soft1",
                 "soft16z0",
                 "soft16z8",
+                "soft16s0",
+                "soft16s3z5",
                 "k2000",
             )
         ),
@@ -358,6 +360,8 @@ def test_no_factors_are_offered_that_make_a_layer_no_cheaper(factorize):
         ("k256", [Step.of("share", clusters=256, rounding="nearest")]),
         ("k16f", [Step.of("share", clusters=16, rounding="nearest", weighting="fisher")]),
         ("soft16", [Step.of("share_soft", clusters=16, zero=0.9, strength=1e-6)]),
+        ("soft16s10", [Step.of("share_soft", clusters=16, zero=0.9, strength=1e-5)]),
+        ("soft8z5s3", [Step.of("share_soft", clusters=8, zero=0.99999, strength=3e-6)]),
         ("soft8z3", [Step.of("share_soft", clusters=8, zero=0.999, strength=1e-6)]),
         ("pq4x8", [Step.of("product_quantize", clusters=16, dimension=8, codebooks="each")]),
         ("pq8x4s", [Step.of("product_quantize", clusters=256, dimension=4, codebooks="shared")]),
