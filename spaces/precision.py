@@ -142,8 +142,8 @@ WORDS: tuple[Word, ...] = (
     ),
     Word(
         r"soft(?P<clusters>[1-9]\d{0,2})(?:z(?P<nines>[1-7]))?(?:s(?P<millionths>[1-9]\d{0,3}))?",
-        "softN, softNzZ, softNsS or softNzZsS (N from 2 to 256 values and zero, by a learned mixture; Z nines of zero's prior share:"
-        " z3 is 0.999; S millionths of the prior's strength, 1 where not given)",
+        "softN, softNzZ, softNsS or softNzZsS (N from 2 to 256 values and zero, by a learned mixture; Z nines of zero's prior"
+        " share: z3 is 0.999; S millionths of the prior's strength, 1 where not given)",
         _soft,
     ),
     Word(
