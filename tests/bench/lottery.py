@@ -228,7 +228,7 @@ def picture(seeds: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     """Train what is not trained yet, draw, and print the figures of the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--starts", nargs="*", default=list(TRAINED), choices=TRAINED)
     parser.add_argument("--svg", type=Path, required=True)
