@@ -125,6 +125,11 @@ def test_init_writes_a_configuration_that_loads(
     assert done("init", "--network", network, "--data", data) == {"configuration": text, "path": None}
 
 
+def test_init_refuses_a_network_that_cannot_be(refused: Refuse) -> None:
+    assert "model.name: a network is timm:NAME" in refused("init", "--network", "foo")
+    assert "model.name: family has no network 'lenet6'" in refused("init", "--network", "family:lenet6")
+
+
 def test_init_writes_to_a_file_but_never_over_one(tmp_path: Path, refused: Refuse) -> None:
     assert run(["init", "--out", str(tmp_path / "mine.yaml")]) == 0
     before = (tmp_path / "mine.yaml").read_text()
@@ -248,7 +253,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
         ),
         ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, rewrite, channels or blocks two or more"),
         ({"space__skip": ["layer9*"]}, "space.skip: 'layer9*' matches no layer; the network has conv1, conv2"),
-        ({"model": {"name": "family:lenet6", "train": {}}}, "family has no network 'lenet6'; did you mean lenet5"),
+        ({"model": {"name": "family:lenet6", "train": {}}}, "family has no network 'lenet6'; did you mean 'lenet5'"),
         (
             {"model": {"name": "nonsense"}},
             "a network is timm:NAME, torchvision:NAME, family:NAME or package.module:fun",
@@ -259,6 +264,11 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
         ),
         ({"data": {"name": "digitz"}}, "unknown data set 'digitz'; expected digits,"),
         ({"data__validation": 100000}, "change data.validation"),
+        ({"data__validation": 1}, "the validation split has 1 pictures, on which an error says nothing"),
+        (
+            {"data": {"name": "digits", "limit": 3}},
+            "change data.validation or data.test, or raise data.limit, which is 3",
+        ),
         ({"data__mean": [0.5, 0.5, 0.5]}, "mean: expected 1 finite values"),
     ],
 )
