@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -65,8 +64,9 @@ class Knobs:
     downsampling: Count = 32
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
-            complaint = self.complaint(field.name, getattr(self, field.name))
+            complaint = _complaint(hints[field.name], getattr(self, field.name))
             if complaint is not None:
                 raise ModelError(f"{field.name}: {complaint}")
         known = [2**power for power in range(self.strides_in_paper + 1)]
@@ -81,8 +81,7 @@ class Knobs:
     @classmethod
     def complaint(cls, name: str, value: object) -> str | None:
         """Why a knob cannot have a value, whatever the others have, or ``None``."""
-        expected = _violated(_hints(cls)[name], value)
-        return None if expected is None else f"expected {expected}; got {value!r}"
+        return _complaint(get_type_hints(cls, include_extras=True)[name], value)
 
     @property
     def strides_in_paper(self) -> int:
@@ -177,9 +176,9 @@ def scaled(channels: int, width: float, multiple: int = 1) -> int:
     return rounded
 
 
-@cache
-def _hints(knobs: type) -> dict[str, Any]:
-    return get_type_hints(knobs, include_extras=True)
+def _complaint(hint: Any, value: object) -> str | None:
+    expected = _violated(hint, value)
+    return None if expected is None else f"expected {expected}; got {value!r}"
 
 
 def _violated(hint: Any, value: object) -> str | None:

@@ -73,11 +73,36 @@ def test_doing_it_again_measures_nothing_again(found) -> None:
     assert json.loads((path / "exits.json").read_text()) == {k: v for k, v in summary.items() if k != "exits"}
 
 
+def test_fewer_exits_than_were_asked_for_are_told_of(found, trained: Path) -> None:
+    path, summary = found
+    code, again, errors = exits(trained, path.parent)
+    assert code == 0 and again == summary and len(summary["after"]) == 1
+    assert "exits.count: 1 of 2 exits can be placed, at modules of different cost before 90% of" in " ".join(
+        errors.split()
+    )
+
+
 def test_the_page_names_every_member_and_loads_nothing(found) -> None:
     path, summary = found
     page = (path / "exits.html").read_text()
     assert all(member["id"] in page for member in summary["members"])
     assert "https://" not in page.split("<script>")[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (["conv1", "conv1"], "exits.after: one exit stands behind a module; conv1 is named more than once"),
+        ([""], "exits.after: expected names of modules, got an empty one"),
+        (["conv1", "fc2"], "exits.after: nothing is saved behind fc2, where the whole network has been run; expected"),
+    ],
+)
+def test_exits_that_save_nothing_are_refused(
+    after: list[str], message: str, trained: Path, tmp_path: Path, one_core: None
+) -> None:
+    code, _, errors = exits(trained, tmp_path, after=after)
+    assert code == 2
+    assert message in " ".join(errors.split())
 
 
 def test_a_module_that_cannot_have_an_exit_is_refused(trained: Path, tmp_path: Path, one_core: None) -> None:
