@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from paretopress.evaluators.exits import run_exits
 from paretopress.evaluators.runtime import session
+from paretopress.policies.errors import RunDirectoryError
+from paretopress.search.api import resume
 from paretopress.search.cli import run
 from paretopress.search.prepare import read_data
 from paretopress.search.rundir import find_run
@@ -71,6 +73,15 @@ def test_doing_it_again_measures_nothing_again(found) -> None:
     assert code == 0
     assert {row.key.policy_hash: row.values for row in rows(path, "exits")} == before
     assert json.loads((path / "exits.json").read_text()) == {k: v for k, v in summary.items() if k != "exits"}
+
+
+def test_a_directory_of_exits_alone_is_resumed_as_such(found, capsys: pytest.CaptureFixture[str]) -> None:
+    path, summary = found
+    assert run(["resume", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+    assert not rows(path, "screen")
+    with pytest.raises(RunDirectoryError, match="holds what 'exits' made and no search"):
+        resume(path)
 
 
 def test_fewer_exits_than_were_asked_for_are_told_of(found, trained: Path) -> None:
