@@ -25,7 +25,7 @@ from ..policies.version import VERSION
 from .config import Config, load_config, make_config
 from .driver import run_stages
 from .early_exits import ExitsFound, find_exits
-from .exporting import export_member
+from .exporting import export_member, export_weights, target_of
 from .front import FrontData, Member
 from .ledger import LEDGER_FILE, Ledger
 from .prepare import OWN_DATA, OWN_MODEL, Given, Prepared, data_options, dense_network, network_for, prepare, read_data
@@ -354,8 +354,14 @@ class Candidate:
         return self.member.controls
 
     def export(self, path: str | Path, to: str | None = None) -> Path:
-        """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says."""
-        return export_member(self.front.run, self.front.found, self.member, Path(path), to)
+        """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says.
+
+        ``safetensors`` are the plain weights of a member whose policy sets the network's shape alone.
+        """
+        run, target = self.front.run, target_of(Path(path), to)
+        if target == "safetensors":
+            return export_weights(run, self.member, self.model, Path(path))
+        return export_member(run, self.front.found, self.member, Path(path), target)
 
     def model(self) -> nn.Module:
         """A plain ``nn.Module`` with the compressed weights, as the ``.press`` file holds them (inputs in float32)."""

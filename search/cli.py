@@ -156,7 +156,7 @@ def export(
     out: Annotated[Path, typer.Option(help="File, or directory for a bundle.")],
     pick: Annotated[str, typer.Option(help="knee, an id, or a condition such as 'stored_bytes<=50000'.")] = "knee",
     to: Annotated[
-        str | None, typer.Option(help="onnx, press or bundle; by default what the ending of --out says.")
+        str | None, typer.Option(help="onnx, press, bundle or safetensors; by default what the ending of --out says.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -183,12 +183,21 @@ def apply(
     ] = "digits",
     image_size: Annotated[int | None, typer.Option(help="Side in pixels that pictures are scaled to.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="The network's outputs; its own number by default.")] = None,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(help="For the network's constructor: name=value. May be given more than once."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Carry a saved policy out on a network of the same shape, without search or recovery."""
-    from .applying import apply_policy
+    from .applying import apply_policy, read_arguments
 
-    metrics = apply_policy(policy, model, weights, data, out, image_size=image_size, num_classes=num_classes)
+    metrics = apply_policy(
+        *(policy, model, weights, data, out),
+        image_size=image_size,
+        num_classes=num_classes,
+        arguments=read_arguments(argument or ()),
+    )
     sizes = f"{metrics['stored_bytes']:,.0f} B stored, {metrics['onnx_bytes']:,.0f} B as ONNX"
     _say({"path": str(out), "metrics": metrics}, as_json, f"{out}: {sizes}")
 
