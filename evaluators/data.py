@@ -119,6 +119,10 @@ class DataSet:
             yield self.preprocess(part.images), torch.from_numpy(part.labels.astype(np.int64))
 
 
+LEAST = 10
+"""Pictures of a split on which errors are measured; of fewer, one is more than ten points of error."""
+
+
 @dataclass(frozen=True)
 class SplitSizes:
     """How many pictures the held-out parts take from the training pictures.
@@ -131,11 +135,23 @@ class SplitSizes:
         Training pictures (they stay in ``train`` too) for activation ranges and batch-norm statistics.
     test
         Pictures taken for the test split where the source has none of its own; a share where below 1.
+
+    Raises
+    ------
+    DataError
+        Where a number of pictures is not whole.
     """
 
     validation: float = 0.1
     calibration: int = 512
     test: float = 0.2
+
+    def __post_init__(self) -> None:
+        for part, size in (("validation", self.validation), ("test", self.test)):
+            if not 0 < size < 1 and (size < 1 or size % 1):
+                raise DataError(
+                    f"data.{part}: expected a share above 0 and below 1, or a whole number of pictures; got {size:g}"
+                )
 
 
 def split(
@@ -161,24 +177,21 @@ def split(
     if len(pictures) == 0:
         raise DataError(f"data set '{name}' is empty: expected training pictures, got none; check its path")
     order = np.random.default_rng([seed, 0x5EED]).permutation(len(pictures))
+    for part, given in (("test", test), ("validation", validation)):
+        if given is not None and len(given) == 0:
+            raise DataError(f"data set '{name}': the {part} split is empty; give pictures, or none to hold some out")
+    change = ["data.validation"]
     if test is None:
-        count = _count(sizes.test, len(pictures))
+        count = _held_out(name, "test", sizes.test, len(order), ["data.test"])
         test, order = pictures.take(order[:count]), order[count:]
-    if len(test) == 0:
-        raise DataError(f"data set '{name}': the test split is empty; give test pictures or a larger data.test")
-    held = _count(sizes.validation, len(order)) if validation is None else len(validation)
-    used = held if validation is None else 0
-    if held < 1 or used >= len(order):
-        raise DataError(
-            f"data set '{name}': {len(order)} pictures cannot give {held} for validation and keep some for training;"
-            " change data.validation"
-        )
-    rest = order[used:]
-    train = pictures.take(rest)
+        change.append("data.test")
+    rest = order
     if validation is None:
-        validation = pictures.take(order[:used])
+        count = _held_out(name, "validation", sizes.validation, len(order), change)
+        validation, rest = pictures.take(order[:count]), order[count:]
     else:
         validation = validation.take(np.random.default_rng([seed, 0xA11D]).permutation(len(validation)))
+    train = pictures.take(rest)
     labels = [part.labels.max(initial=0) for part in (pictures, validation, test)]
     return DataSet(
         name=name,
@@ -191,6 +204,32 @@ def split(
     )
 
 
+def check_measurable(data: DataSet, limit: int | None = None) -> None:
+    """Refuse splits on which an error says nothing.
+
+    Parameters
+    ----------
+    limit
+        What was left of each part that the source has, where that was limited.
+
+    Raises
+    ------
+    DataError
+        Where fewer than ``LEAST`` pictures are for validation or test, or there is no test split.
+    """
+    if data.test is None:
+        raise DataError(
+            f"data set '{data.name}' has no test split; give test pictures, each final candidate needs them"
+        )
+    for part, pictures in (("validation", data.validation), ("test", data.test)):
+        if len(pictures) < LEAST:
+            limited = "" if limit is None else f" or data.limit, which is {limit}"
+            raise DataError(
+                f"data set '{data.name}': the {part} split has {len(pictures)} pictures, on which an error says nothing;"
+                f" expected {LEAST} or more; raise data.{part}{limited}, or give more pictures"
+            )
+
+
 def standardise(pictures: Pictures, size: tuple[int, int] | None = None) -> Preprocess:
     """Preprocessing by the pictures' own mean and spread, per channel."""
     sample = pictures.images[:10_000]
@@ -200,5 +239,11 @@ def standardise(pictures: Pictures, size: tuple[int, int] | None = None) -> Prep
     return Preprocess(tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-3).tolist()), size)
 
 
-def _count(size: float, total: int) -> int:
-    return round(size * total) if size < 1 else int(size)
+def _held_out(name: str, part: str, size: float, total: int, change: list[str]) -> int:
+    count = round(size * total) if size < 1 else int(size)
+    if not 1 <= count < total:
+        raise DataError(
+            f"data set '{name}': {total} pictures cannot give {count} for {part} and keep some for training;"
+            f" change {' or '.join(change)}"
+        )
+    return count

@@ -89,8 +89,14 @@ def load_data(
         return _finish(name, parts, options, classes)
     if kind == "npz":
         return _finish(name, _npz(Path(path).expanduser()), options)
-    if FUNCTION.fullmatch(name):
-        return _from_object(_called(name), name, options)
+    check_name(name)
+    return _from_object(_called(name), name, options)
+
+
+def check_name(name: str) -> None:
+    """Raise ``DataError`` where a data set's name is of none of the forms that ``load_data`` takes."""
+    if name in ("digits", *FILES) or name.partition(":")[0] in ("imagefolder", "npz") or FUNCTION.fullmatch(name):
+        return
     near = difflib.get_close_matches(name, FORMS, 1)
     raise DataError(
         f"unknown data set '{name}'; expected {', '.join(FORMS)}" + (f"; did you mean {near[0]}?" if near else "")
@@ -148,16 +154,21 @@ def _finish(name: str, parts: Mapping[str, Pictures], options: _Options, num_cla
     channels = drawn["train"].images.shape[1]
     plain = Preprocess((0.0,) * channels, (1.0,) * channels)
     floating = drawn["train"].images.dtype == np.float32
-    data = split(
-        name,
-        drawn["train"],
-        drawn.get("test"),
-        options.sizes,
-        options.seed,
-        preprocess=plain if floating else None,
-        num_classes=num_classes,
-        validation=drawn.get("validation"),
-    )
+    try:
+        data = split(
+            name,
+            drawn["train"],
+            drawn.get("test"),
+            options.sizes,
+            options.seed,
+            preprocess=plain if floating else None,
+            num_classes=num_classes,
+            validation=drawn.get("validation"),
+        )
+    except DataError as error:
+        if options.limit is None or all(len(part) < options.limit for part in drawn.values()):
+            raise
+        raise DataError(f"{error}, or raise data.limit, which is {options.limit}") from error
     mean = _per_channel("mean", options.mean, channels) or data.preprocess.mean
     std = _per_channel("std", options.std, channels) or data.preprocess.std
     return replace(data, preprocess=Preprocess(mean, std, options.image_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,9 @@ from ..policies.version import VERSION
 from .config import Config, load_config, make_config
 from .driver import run_stages
 from .early_exits import ExitsFound, find_exits
-from .exporting import export_member
+from .exporting import export_member, export_weights, target_of
 from .front import FrontData, Member
-from .ledger import Ledger
+from .ledger import LEDGER_FILE, Ledger
 from .prepare import OWN_DATA, OWN_MODEL, Given, Prepared, data_options, dense_network, network_for, prepare, read_data
 from .profiling import run_profile
 from .progress import Listener, Silence
@@ -35,6 +35,9 @@ from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
 from .summary import note_classes, note_layers, write_report
+
+COMMAND = "command"
+"""What the ledger calls the command that a run goes on with."""
 
 
 def search(
@@ -104,7 +107,7 @@ def search(
 def resume(
     directory: str | Path, *, model: nn.Module | None = None, data: object = None, listener: Listener | None = None
 ) -> Front:
-    """Go on where a run stopped, whatever stopped it.
+    """Go on where a search stopped, whatever stopped it.
 
     Parameters
     ----------
@@ -116,7 +119,20 @@ def resume(
     Raises
     ------
     RunDirectoryError
-        Where there is no run, or its network was an object and none is given.
+        Where there is no run, or none was a search, or its network was an object and none is given.
+    """
+    _check_searched(find_run(Path(directory))[0])
+    found = go_on(directory, model=model, data=data, listener=listener)
+    assert isinstance(found, Front)
+    return found
+
+
+def go_on(
+    directory: str | Path, *, model: nn.Module | None = None, data: object = None, listener: Listener | None = None
+) -> Front | Profile | ExitsFound:
+    """Go on with what was asked for in a directory: its search, or else its profile or early exits.
+
+    The parameters and errors are those of ``resume``.
     """
     run, config = find_run(Path(directory))
     if (config.model.name == OWN_MODEL and model is None) or (config.data.name == OWN_DATA and data is None):
@@ -124,17 +140,42 @@ def resume(
             f"the run in {directory} was started from Python with objects; give them again:"
             f" resume({str(directory)!r}, model=..., data=...)"
         )
-    return run_search(
-        config,
-        run.path,
-        listener or Silence(),
-        Given(model, None if data is None else as_dataset(data, **data_options(config))),
-    )
+    given = Given(model, None if data is None else as_dataset(data, **data_options(config)))
+    work: dict[str, Callable[[Config, Path, Listener, Given], Front | Profile | ExitsFound]] = {
+        "search": run_search,
+        "profile": profile,
+        "exits": early_exits,
+    }
+    return work[asked_of(run)](config, run.path, listener or Silence(), given)
+
+
+def asked_of(run: RunDirectory) -> str:
+    """The command that a run goes on with: ``search`` where one was ever asked for, else ``profile`` or ``exits``."""
+    if not (run.path / LEDGER_FILE).is_file():
+        return "search"
+    with Ledger.read(run.path) as ledger:
+        return ledger.meta(COMMAND) or "search"
+
+
+def _check_searched(run: RunDirectory) -> None:
+    command = asked_of(run)
+    if command != "search":
+        raise RunDirectoryError(
+            f"{run.path} holds what '{command}' made and no search; expected a directory that was searched:"
+            f" 'paretopress search {run.config} --out {run.path}' begins a search there"
+        )
 
 
 def open_front(directory: str | Path) -> Front:
-    """The front of a finished run."""
+    """The front of a finished run.
+
+    Raises
+    ------
+    RunDirectoryError
+        Where there is no run, none was a search, or it is not finished.
+    """
     run, config = find_run(Path(directory))
+    _check_searched(run)
     return Front(run, config, FrontData.read(run.front), Given())
 
 
@@ -168,7 +209,7 @@ def slimmable(directory: str | Path) -> Slimmable:
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
-    with open_session(config, out, listener, given) as session:
+    with open_session(config, out, listener, given, "search") as session:
         try:
             found = run_stages(session)
         finally:
@@ -186,7 +227,7 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
     """
     if config.space.shape is not None:
         raise ConfigError("space.shape: sensitivity curves are of one network's layers; leave out space.shape")
-    with open_session(config, out, listener or Silence(), given or Given()) as session:
+    with open_session(config, out, listener or Silence(), given or Given(), "profile") as session:
         return run_profile(session)
 
 
@@ -198,17 +239,20 @@ def early_exits(config: Config, out: Path, listener: Listener | None = None, giv
     config, out
         Whose ``exits`` say how, and the run directory.
     """
-    with open_session(config, out, listener or Silence(), given or Given()) as session:
+    with open_session(config, out, listener or Silence(), given or Given(), "exits") as session:
         return find_exits(session)
 
 
 @contextmanager
-def open_session(config: Config, out: Path, listener: Listener, given: Given) -> Iterator[Session]:
-    """Everything prepared for a run in this directory, and its ledger open."""
+def open_session(
+    config: Config, out: Path, listener: Listener, given: Given, command: str = "search"
+) -> Iterator[Session]:
+    """Everything prepared for a run in this directory, and its ledger open; the command is what it goes on with."""
     is_new = not RunDirectory(out).config.is_file()
     run = open_run(out, config)
     try:
         with Ledger(run.path) as ledger:
+            _note_command(ledger, command)
             prepared = prepare(config, run, listener.say, given)
             _claim(ledger, run, prepared)
             write_bytes(run.reference, prepared.bench.reference)
@@ -221,6 +265,13 @@ def open_session(config: Config, out: Path, listener: Listener, given: Given) ->
         if is_new:
             discard_unused(run)
         raise
+
+
+def _note_command(ledger: Ledger, command: str) -> None:
+    """A search stands above what else is asked for in its directory; runs that noted nothing were searches."""
+    known = ledger.meta(COMMAND) or (ledger.meta("context") and "search")
+    if known != "search":
+        ledger.set_meta(COMMAND, command)
 
 
 def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared) -> None:
@@ -303,8 +354,14 @@ class Candidate:
         return self.member.controls
 
     def export(self, path: str | Path, to: str | None = None) -> Path:
-        """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says."""
-        return export_member(self.front.run, self.front.found, self.member, Path(path), to)
+        """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says.
+
+        ``safetensors`` are the plain weights of a member whose policy sets the network's shape alone.
+        """
+        run, target = self.front.run, target_of(Path(path), to)
+        if target == "safetensors":
+            return export_weights(run, self.member, self.model, Path(path))
+        return export_member(run, self.front.found, self.member, Path(path), target)
 
     def model(self) -> nn.Module:
         """A plain ``nn.Module`` with the compressed weights, as the ``.press`` file holds them (inputs in float32)."""

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..evaluators.candidate import CandidateEvaluator
 from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.stopwatch import Stopwatch
 from ..evaluators.workbench import Settings, Workbench
-from ..policies.errors import PolicyError
+from ..policies.errors import InputError, PolicyError
 from ..policies.export.onnx import export_onnx
 from ..policies.graph import ModelGraph
 from ..policies.policy import Policy
+from .config import parse_yaml
 from .exporting import check_ending, write_candidate
+
+KEYS_OF_THEIR_OWN = ("name", "num_classes", "in_channels", "seed")
+
+
+def read_arguments(given: Iterable[str]) -> dict[str, int | float | str | bool]:
+    """Arguments of a network's constructor from ``name=value``.
+
+    Raises
+    ------
+    InputError
+        Where one is of another form, is given twice, or is not a number, text or truth.
+    """
+    found: dict[str, int | float | str | bool] = {}
+    for text in given:
+        name, sign, plain = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise InputError(f"--argument takes name=value, got '{text}'")
+        if name in KEYS_OF_THEIR_OWN or name in found:
+            why = "is given twice" if name in found else "is no argument of the constructor's own"
+            raise InputError(f"--argument {text}: {name} {why}; leave it out")
+        value = parse_yaml(plain)
+        if not isinstance(value, int | float | str):
+            raise InputError(f"--argument {text}: expected a number, a text, true or false; got {value!r}")
+        found[name] = value
+    return found
 
 
 def apply_policy(
@@ -25,8 +53,20 @@ def apply_policy(
     *,
     image_size: int | None = None,
     num_classes: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Compress a network by a policy file and write it; its counted metrics.
+
+    Parameters
+    ----------
+    policy
+        The file.
+    model, weights, data
+        As ``model.name``, ``model.weights`` and ``data.name`` of a configuration.
+    image_size
+        Side in pixels that pictures are scaled to.
+    num_classes, arguments
+        Of the network, as in a configuration.
 
     Raises
     ------
@@ -41,7 +81,7 @@ def apply_policy(
     size = None if image_size is None else (image_size, image_size)
     pictures = load_data(data, image_size=size)
     channels = pictures.input_shape[0] if pictures.input_shape[0] != 3 else None
-    network = build_model(model, num_classes=num_classes, in_channels=channels).eval()
+    network = build_model(model, num_classes=num_classes, in_channels=channels, **(arguments or {})).eval()
     load_weights(network, weights)
     example = pictures.preprocess(pictures.calibration.images[:1])
     graph = ModelGraph.trace(network, example)

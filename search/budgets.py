@@ -60,26 +60,34 @@ class Budget:
     value: float
 
     @classmethod
-    def parse(cls, name: str, text: str | float) -> Budget:
-        """Read ``44kB``, ``0.5x``, ``+1.0`` or a plain number in the metric's unit.
+    def parse(cls, name: str, text: object) -> Budget:
+        """Read ``44kB``, ``0.5x``, ``+1.0`` or a plain number in the metric's unit; ``+0`` is no worse than the dense network.
 
         Raises
         ------
         ConfigError
             Where the text is none of these, or its unit is not the metric's.
         """
-        match = _NUMBER.match(str(text))
+        is_plain = isinstance(text, str | int | float) and not isinstance(text, bool)
+        match = _NUMBER.match(str(text)) if is_plain else None
         units = _UNITS.get(name, _BYTES)
         if match is None:
             raise ConfigError(f"budgets.{name}: expected {_examples(name)}, got {text!r}")
-        value, unit = float(match["value"]), match["unit"]
-        if not math.isfinite(value) or value <= 0:
-            raise ConfigError(f"budgets.{name}: expected a positive number, got {text!r}")
+        value, unit, is_plus = float(match["value"]), match["unit"], bool(match["sign"])
+        if unit == "x" and is_plus:
+            raise ConfigError(
+                f"budgets.{name}: a share has no sign, + is for what is added; expected {_examples(name)}, got {text!r}"
+            )
+        if not math.isfinite(value) or (value <= 0 and not is_plus):
+            raise ConfigError(
+                f"budgets.{name}: expected a positive number, or +0 for no worse than the dense network; got {text!r}"
+            )
         if unit == "x":
             return cls(name, "ratio", value)
         if unit not in units:
-            raise ConfigError(f"budgets.{name}: unknown unit {unit!r}; expected {_examples(name)}")
-        return cls(name, "plus" if match["sign"] else "absolute", value * units[unit])
+            known = ", ".join(filter(None, units))
+            raise ConfigError(f"budgets.{name}: unknown unit {unit!r}; expected {_examples(name)}; units: {known}")
+        return cls(name, "plus" if is_plus else "absolute", value * units[unit])
 
     def resolve(self, baseline: Mapping[str, float]) -> Limit:
         """The limit as a metric and a number, given the dense network's metrics."""
@@ -107,5 +115,10 @@ class Limit:
 def _examples(name: str) -> str:
     if name == "error":
         return "a number in per cent such as 0.8, or points above the dense network such as +1.0"
-    unit = {"latency": "3ms", "macs": "100M", "params": "200k", "energy": "50uJ"}.get(name, "44kB")
-    return f"a size such as {unit}, or a share of the dense network's such as 0.5x"
+    told = {
+        "latency": "a time such as 3ms",
+        "macs": "a number such as 100M",
+        "params": "a number such as 200k",
+        "energy": "an energy such as 50uJ",
+    }
+    return f"{told.get(name, 'a size such as 44kB')}, or a share of the dense network's such as 0.5x"

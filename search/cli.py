@@ -16,7 +16,10 @@ from rich.table import Table
 from ..policies.errors import InputError, ParetopressError, VerificationError
 from ..policies.version import VERSION
 
-if TYPE_CHECKING:  # it brings torch, which help and wrong options need not wait for
+if TYPE_CHECKING:  # they bring torch, which help and wrong options need not wait for
+    from .early_exits import ExitsFound
+    from .front import FrontData
+    from .report.sensitivity import Profile
     from .terminal import TerminalListener
 
 app = typer.Typer(
@@ -88,7 +91,9 @@ def search(config: ConfigFile, out: Out = None, changes: Changes = None, as_json
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
-    _finish(directory, lambda listener: run_search(loaded, directory, listener), as_json)
+    again = f"paretopress resume {directory}"
+    found = _listened(lambda listener: run_search(loaded, directory, listener), again)
+    _show_front(directory, found.found, as_json)
 
 
 @app.command(epilog="Example: `paretopress profile configs/mnist_lenet5.yaml --out runs/lenet5`")
@@ -96,22 +101,11 @@ def profile(config: ConfigFile, out: Out = None, changes: Changes = None, as_jso
     """Measure every layer's variants alone and draw the sensitivity curves; a search in the same directory uses them."""
     from .api import profile as build
     from .config import load_config
-    from .rundir import RunDirectory
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
     again = f"paretopress profile {config} --out {directory}"
-    found = _listened(lambda listener: build(loaded, directory, listener), again)
-    page = RunDirectory(directory).sensitivity
-    failed = sum(variant.failure is not None for variant in found.variants)
-    summary = {
-        "sensitivity": str(page),
-        "variants": len(found.variants),
-        "failed": failed,
-        "seconds": found.seconds,
-        "additivity": dict(found.additivity or {}),
-    }
-    _say(summary, as_json, f"sensitivity: {page} ({len(found.variants)} variants, {failed} failed)")
+    _show_profile(directory, _listened(lambda listener: build(loaded, directory, listener), again), as_json)
 
 
 @app.command(epilog="Example: `paretopress exits configs/cifar10_exits.yaml --out runs/exits`")
@@ -123,17 +117,22 @@ def exits(config: ConfigFile, out: Out = None, changes: Changes = None, as_json:
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
     again = f"paretopress exits {config} --out {directory}"
-    found = _listened(lambda listener: early_exits(loaded, directory, listener), again)
-    summary = {"exits": str(directory / "exits.html"), **found.as_dict()}
-    _say(summary, as_json, f"exits: {directory / 'exits.html'} ({len(found.members)} files)")
+    _show_exits(directory, _listened(lambda listener: early_exits(loaded, directory, listener), again), as_json)
 
 
 @app.command(epilog="Example: `paretopress resume runs/lenet5`")
 def resume(directory: Directory, as_json: Json = False) -> None:
-    """Go on where a run stopped, whatever stopped it."""
-    from .api import resume as go_on
+    """Go on where a search, profile or exits stopped, whatever stopped it."""
+    from .api import Front, go_on
+    from .early_exits import ExitsFound
 
-    _finish(directory, lambda listener: go_on(directory, listener=listener), as_json)
+    found = _listened(lambda listener: go_on(directory, listener=listener), f"paretopress resume {directory}")
+    if isinstance(found, Front):
+        _show_front(directory, found.found, as_json)
+    elif isinstance(found, ExitsFound):
+        _show_exits(directory, found, as_json)
+    else:
+        _show_profile(directory, found, as_json)
 
 
 @app.command(epilog="Example: `paretopress report runs/lenet5`")
@@ -157,7 +156,7 @@ def export(
     out: Annotated[Path, typer.Option(help="File, or directory for a bundle.")],
     pick: Annotated[str, typer.Option(help="knee, an id, or a condition such as 'stored_bytes<=50000'.")] = "knee",
     to: Annotated[
-        str | None, typer.Option(help="onnx, press or bundle; by default what the ending of --out says.")
+        str | None, typer.Option(help="onnx, press, bundle or safetensors; by default what the ending of --out says.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -184,12 +183,21 @@ def apply(
     ] = "digits",
     image_size: Annotated[int | None, typer.Option(help="Side in pixels that pictures are scaled to.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="The network's outputs; its own number by default.")] = None,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(help="For the network's constructor: name=value. May be given more than once."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Carry a saved policy out on a network of the same shape, without search or recovery."""
-    from .applying import apply_policy
+    from .applying import apply_policy, read_arguments
 
-    metrics = apply_policy(policy, model, weights, data, out, image_size=image_size, num_classes=num_classes)
+    metrics = apply_policy(
+        *(policy, model, weights, data, out),
+        image_size=image_size,
+        num_classes=num_classes,
+        arguments=read_arguments(argument or ()),
+    )
     sizes = f"{metrics['stored_bytes']:,.0f} B stored, {metrics['onnx_bytes']:,.0f} B as ONNX"
     _say({"path": str(out), "metrics": metrics}, as_json, f"{out}: {sizes}")
 
@@ -293,10 +301,26 @@ def _listened(work: Callable[[TerminalListener], Any], again: str) -> Any:
             raise typer.Exit(1) from None
 
 
-def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: bool) -> None:
+def _show_profile(directory: Path, found: Profile, as_json: bool) -> None:
+    page, failed = directory / "sensitivity.html", sum(variant.failure is not None for variant in found.variants)
+    summary = {
+        "sensitivity": str(page),
+        "variants": len(found.variants),
+        "failed": failed,
+        "seconds": found.seconds,
+        "additivity": dict(found.additivity or {}),
+    }
+    _say(summary, as_json, f"sensitivity: {page} ({len(found.variants)} variants, {failed} failed)")
+
+
+def _show_exits(directory: Path, found: ExitsFound, as_json: bool) -> None:
+    summary = {"exits": str(directory / "exits.html"), **found.as_dict()}
+    _say(summary, as_json, f"exits: {directory / 'exits.html'} ({len(found.members)} files)")
+
+
+def _show_front(directory: Path, found: FrontData, as_json: bool) -> None:
     from .terminal import front_table
 
-    found = _listened(work, f"paretopress resume {directory}").found
     knee = found.knee
     summary = {
         "run": str(directory),

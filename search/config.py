@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from .sections.space import SpaceConfig
 from .sections.training import RecoveryConfig
 
 MAX_CONFIG_BYTES = 1_000_000
+MAX_SEED = 2**32 - 1
+"""What every source of random numbers takes."""
 
 
 class Config(Section):
@@ -40,14 +42,14 @@ class Config(Section):
     latency: LatencyConfig = LatencyConfig()
     storage: StorageConfig = StorageConfig()
     pool: PoolConfig = PoolConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
-    @field_validator("budgets")
+    @field_validator("budgets", mode="before")
     @classmethod
-    def _budgets(cls, value: dict[str, str | float]) -> dict[str, str | float]:
-        for name, text in value.items():
+    def _budgets(cls, value: Any) -> Any:
+        for name, text in value.items() if isinstance(value, dict) else ():
             if name not in BUDGET_METRICS:
-                raise ValueError(f"unknown budget '{name}'{nearest(name, BUDGET_METRICS)}")
+                raise ValueError(f"unknown budget '{name}'{nearest(str(name), BUDGET_METRICS)}")
             try:
                 Budget.parse(name, text)
             except ConfigError as error:
@@ -111,7 +113,19 @@ class Config(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps the sign of ``+1.0``, which means "above the dense network"."""
+    """Keeps the sign of ``+1.0``, which means "above the dense network", and refuses a key that is given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(f"'{key.value}' is given twice, in lines {lines[name]} and {line}; keep one of them")
+            lines[name] = line
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -168,7 +182,7 @@ def make_config(data: object, overrides: tuple[str, ...] = (), source: str = "co
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [_explain(item) for item in _told(error.errors())]
         raise ConfigError(f"{source} is not valid:\n  " + "\n  ".join(dict.fromkeys(lines))) from error
 
 
@@ -189,6 +203,16 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     return out
 
 
+def _told(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The complaints without those that a list is too short because its entries are wrong."""
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(len(i["loc"]) > len(item["loc"]) and i["loc"][: len(item["loc"])] == item["loc"] for i in items)
+    ]
+
+
 def _explain(item: Mapping[str, Any]) -> str:
     path = [str(part) for part in item["loc"]]
     where = ".".join(path)
@@ -196,8 +220,11 @@ def _explain(item: Mapping[str, Any]) -> str:
         return f"unknown key '{where}'{nearest(path[-1], _keys_at(path[:-1]))}"
     if item["type"] == "missing":
         return f"'{where}' is missing"
+    if item["type"] == "too_short":
+        return f"{where}: expected one entry or more, got none"
     message = str(item["msg"]).removeprefix("Value error, ")
-    if message.startswith("budgets."):
+    # Where the section is the whole configuration, or the message says more exactly where.
+    if not where or message.startswith(f"{where}."):
         return message
     return f"{where}: {message}" + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
 

@@ -24,7 +24,7 @@ from ..evaluators.training.early_exits import exits_loss
 from ..evaluators.training.loop import train
 from ..evaluators.training.task import TrainingTask
 from ..policies.errors import ConfigError, ModelError, ParetopressError
-from ..policies.exits import EveryExit, ExitNetwork, places_for_exits
+from ..policies.exits import MOST_SHARE, EveryExit, ExitNetwork, places_for_exits
 from ..policies.export.early_exit import with_exits
 from ..policies.export.onnx import export_onnx
 from ..policies.files import write_bytes, write_text
@@ -39,6 +39,7 @@ from .trainings import train_network
 RUNG = "exits"
 MOST_SETS = 20_000
 BATCH = 256
+MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def find_exits(session: Session) -> ExitsFound:
 
 def _trained(session: Session, example: Tensor) -> ExitNetwork:
     settings, bench, run = session.config.exits, session.prepared.bench, session.run
-    after = settings.after or tuple(places_for_exits(cost_before(bench.model, example), settings.count))
+    after = _places(session, cost_before(bench.model, example))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(session.config.seed)
@@ -156,6 +157,33 @@ def _trained(session: Session, example: Tensor) -> ExitNetwork:
     state = run.path / "exits-training.safetensors"
     train_network(task, weights, state, session.config.pool, run, session.listener.say)
     return network.eval()
+
+
+def _places(session: Session, cost_before: Mapping[str, float]) -> tuple[str, ...]:
+    """Modules behind which exits stand: those that were named, or as many as were asked for and have a place."""
+    settings = session.config.exits
+    total = max(cost_before.values(), default=0.0)
+    late = [name for name in settings.after if name in cost_before and cost_before[name] >= total]
+    if late:
+        earlier = [name for name, cost in cost_before.items() if cost < total]
+        raise ConfigError(
+            f"exits.after: nothing is saved behind {', '.join(late)}, where the whole network has been run; expected"
+            f" modules before it, such as {', '.join(earlier[-MOST_SHOWN:]) or 'none here'}"
+        )
+    if settings.after:
+        return settings.after
+    after = tuple(places_for_exits(cost_before, settings.count))
+    if not after:
+        raise ConfigError(
+            f"exits.count: no module but the last ones can have an exit, before {MOST_SHARE:.0%} of the network's"
+            " multiply-accumulates; name modules in exits.after"
+        )
+    if len(after) < settings.count:
+        session.listener.say(
+            f"exits.count: {len(after)} of {settings.count} exits can be placed, at modules of different cost before"
+            f" {MOST_SHARE:.0%} of the network's multiply-accumulates"
+        )
+    return after
 
 
 def _on_validation(session: Session, network: ExitNetwork, file: bytes, probe: LatencyProbe) -> Exits:

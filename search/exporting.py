@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from ..evaluators.candidate import Candidate
+from ..evaluators.models import save_weights
 from ..policies.coding.press import breakdown
 from ..policies.errors import InputError, WorkError
 from ..policies.files import write_bytes, write_text
@@ -18,26 +21,66 @@ from .front import FrontData, Member
 from .ledger import Ledger
 from .rundir import RunDirectory, read_json, sha256
 
-TARGETS = ("onnx", "press", "bundle")
-_BY_ENDING = {".onnx": "onnx", ".press": "press", "": "bundle"}
+TARGETS = ("onnx", "press", "bundle", "safetensors")
+_BY_ENDING = {".onnx": "onnx", ".press": "press", ".safetensors": "safetensors", "": "bundle"}
 
 
-def export_member(run: RunDirectory, found: FrontData, member: Member, path: Path, to: str | None) -> Path:
-    """Write a member's file, or a bundle of both with policy, configuration and report card.
+def target_of(path: Path, to: str | None) -> str:
+    """One of ``TARGETS``: what was asked for, or what the path's ending says.
 
     Raises
     ------
     InputError
         Where the target is unknown.
-    WorkError
-        Where the run's file is missing or is not the one that was measured.
     """
     target = to or _BY_ENDING.get(path.suffix, "")
     if target not in TARGETS:
         raise InputError(f"expected --to {', '.join(TARGETS)}; got '{to or path.suffix}'")
+    return target
+
+
+def export_member(run: RunDirectory, found: FrontData, member: Member, path: Path, target: str) -> Path:
+    """Write a member's file, or a bundle of both with policy, configuration and report card.
+
+    Parameters
+    ----------
+    target
+        ``onnx``, ``press`` or ``bundle``.
+
+    Raises
+    ------
+    WorkError
+        Where the run's file is missing or is not the one that was measured.
+    """
     if target == "bundle":
         return _write_bundle(run, found, member, path)
-    write_bytes(path, _measured_file(run, member, f"model.{target}"))
+    write_bytes(path, measured_file(run, member, f"model.{target}"))
+    return path
+
+
+def export_weights(run: RunDirectory, member: Member, network: Callable[[], nn.Module], path: Path) -> Path:
+    """Write the plain weights of a member whose policy sets the network's shape alone, as safetensors.
+
+    Parameters
+    ----------
+    network
+        Gives the member with its weights.
+
+    Raises
+    ------
+    InputError
+        Where its layers were changed: such weights are of no network that ``model.name`` builds.
+    WorkError
+        Where the run's file is missing or is not the one that was measured.
+    """
+    if member.policy.layers:
+        raise InputError(
+            f"--to safetensors: expected a member whose policy sets the network's shape alone; {member.id} changes"
+            f" {len(member.policy.layers)} layers, and no network that is built by name has such weights. Choose onnx,"
+            " press or bundle"
+        )
+    measured_file(run, member, "model.press")
+    save_weights(network(), path)
     return path
 
 
@@ -57,7 +100,7 @@ def check_ending(path: Path) -> None:
 def _write_bundle(run: RunDirectory, found: FrontData, member: Member, path: Path) -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"--out: {path} exists; a bundle is a directory of its own, choose another")
-    files = {name: _measured_file(run, member, name) for name in ("model.onnx", "model.press")}
+    files = {name: measured_file(run, member, name) for name in ("model.onnx", "model.press")}
     files["reference.onnx"] = run.reference.read_bytes()
     for name, content in files.items():
         write_bytes(path / name, content)
@@ -90,7 +133,14 @@ def _portable_config(run: RunDirectory) -> str:
     return yaml.safe_dump(plain, sort_keys=False, width=120)
 
 
-def _measured_file(run: RunDirectory, member: Member, name: str) -> bytes:
+def measured_file(run: RunDirectory, member: Member, name: str) -> bytes:
+    """A file of the run's as it was measured.
+
+    Raises
+    ------
+    WorkError
+        Where it is missing or is another one.
+    """
     path = run.artefact(member.id, name)
     if not path.is_file():
         raise WorkError(f"{path} is missing; 'paretopress resume {run.path}' makes it again")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..evaluators.accuracy import file_error
 from ..evaluators.cores import available_cores
 from ..evaluators.counts import dense_counts
-from ..evaluators.data import DataSet, SplitSizes
+from ..evaluators.data import DataSet, SplitSizes, check_measurable
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
@@ -29,7 +29,7 @@ from ..policies.architectures import SHAPED
 from ..policies.architectures.shapes import FAMILY, network_of
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor
-from ..policies.errors import ConfigError, DataError, ModelError
+from ..policies.errors import ConfigError, ModelError
 from ..policies.export.onnx import export_onnx
 from ..policies.graph import ModelGraph
 from ..policies.loading import described
@@ -109,10 +109,7 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     workers, threads = _workers(config)
     torch.set_num_threads(available_cores())
     data = given.data or read_data(config, say)
-    if data.test is None:
-        raise DataError(
-            f"data set '{data.name}' has no test split; give test pictures, each final candidate needs them"
-        )
+    check_measurable(data, config.data.limit)
     if config.space.shape is not None:
         given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
@@ -145,6 +142,8 @@ def _space(
     """What is searched, the supernet where that is the network's shape, and the supernet's digest."""
     if config.space.shape is None:
         return make_space(config.space, graph, model), None, ""
+    if config.search.sampler == "bank":
+        say(f"space.shape: the sampler bank is of one network's layers; shapes are asked of {config.sampler}")
     space = shape_space(config, model, data.preprocess(data.calibration.images[:1]), say)
     supernet = make_supernet(config, data, model, reference, space, run, say)
     return space, supernet, _weights_digest(supernet.model)
@@ -211,8 +210,9 @@ def make_space(section: SpaceConfig, graph: ModelGraph, model: nn.Module | None 
     Raises
     ------
     ConfigError
-        Where no knob is left, or blocks are to be dropped that the network has not.
+        Where no knob is left, a rule names no layer, or blocks are to be dropped that the network has not.
     """
+    _check_rules(section, graph)
     _check_blocks(section, graph)
     units = make_units(graph, section.tie, section.skip)
     menus = {unit: _menu(section, names) for unit, names in units.items()}
@@ -285,6 +285,14 @@ def _prunable(section: SpaceConfig, space: LayerwiseSpace, model: nn.Module) -> 
             "space.sparsity_global: every layer has a rule for its sparsity or is depthwise; leave it out"
         )
     return found
+
+
+def _check_rules(section: SpaceConfig, graph: ModelGraph) -> None:
+    for number, rule in enumerate(section.rules):
+        if not any(fnmatchcase(name, rule.layers) for name in graph.layers):
+            raise ConfigError(
+                f"space.rules.{number}: '{rule.layers}' matches no layer; the network has {', '.join(graph.layers)}"
+            )
 
 
 def _check_blocks(section: SpaceConfig, graph: ModelGraph) -> None:

@@ -65,9 +65,9 @@ class Infeasible(SearchError):  # noqa: N818 - the field's word for it
         within = " and ".join(f"{name} at most {_shown(value)[0]}" for name, value in self.given)
         smallest = f"the smallest policy with {within}" if within else "the smallest policy"
         alone = "; each budget can be met alone, but not all together" if within else ""
-        held = (
-            f"{_shown(self.held)[0]} of it is in {', '.join(self.units)}" if self.units else "none of it is in a layer"
-        )
+        # Sums of what single changes save may fall below what a layer holds; its share is then not known.
+        share = f"{_shown(self.held)[0]} of it" if self.held <= self.least else "most of it"
+        held = f"{share} is in {', '.join(self.units)}" if self.units else "none of it is in a layer"
         widen = "or widen these layers' menus" if self.units else "or drop it"
         return f"{self.objective}: expected at most {bound}, but {smallest} has {least}; {held}{alone}; raise the budget {widen}"
 

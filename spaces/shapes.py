@@ -7,11 +7,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from ..policies.architectures import SHAPED
+from ..policies.architectures import SHAPED, Family
 from ..policies.architectures.shapes import FAMILY, canonical
-from ..policies.errors import ConfigError, PolicyError
+from ..policies.errors import ConfigError, ModelError, PolicyError
 from ..policies.policy import Policy, Scalar
 from .base import Choices, SuggestTrial
+
+KEY = "space.shape.menus"
+"""Where a configuration has the menus, for complaints."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class ShapeSpace:
     Raises
     ------
     ConfigError
-        Where a menu is empty or repeats an option, a knob is both fixed and chosen, none is a choice, a knob is unknown, or
-        no combination is a network.
+        Where a knob is unknown, a menu is empty, repeats an option or has one that its knob cannot have, a knob is both fixed
+        and chosen, none is a choice, or no combination is a network.
     """
 
     family: str
@@ -44,13 +47,15 @@ class ShapeSpace:
     def __post_init__(self) -> None:
         for knob, options in self.menus.items():
             if not options or len(set(options)) < len(options):
-                raise ConfigError(f"shapes.{knob}: expected a menu of different options; got {list(options)}")
+                raise ConfigError(f"{KEY}.{knob}: expected a menu of different options; got {list(options)}")
             if knob in self.fixed:
-                raise ConfigError(f"shapes.{knob}: it has a menu and is fixed to {self.fixed[knob]!r}; keep one")
-        if not self.menu():
-            raise ConfigError("shapes: every menu has one option; give one knob of the family two or more")
+                raise ConfigError(f"{KEY}.{knob}: it has a menu and is fixed to {self.fixed[knob]!r}; keep one")
+            if self.family in SHAPED:
+                _check_options(SHAPED[self.family], knob, options)
         if not any(self._complaint(chosen) is None for chosen in self.all()):
-            raise ConfigError(f"shapes: no combination is a network; the first: {self._complaint(next(self.all()))}")
+            raise ConfigError(f"{KEY}: no combination is a network; the first: {self._complaint(next(self.all()))}")
+        if not self.menu():
+            raise ConfigError(f"{KEY}: every menu has one option; give one knob of the family two or more")
 
     def menu(self) -> dict[str, Sequence[object]]:
         """Knobs that are a real choice."""
@@ -135,3 +140,14 @@ class ShapeSpace:
         except PolicyError as error:
             return str(error)
         return None
+
+
+def _check_options(family: Family, knob: str, options: Sequence[Scalar]) -> None:
+    try:
+        family.check_known(knob)
+    except ModelError as error:
+        raise ConfigError(f"{KEY}: {error}") from error
+    for option in options:
+        complaint = family.knobs.complaint(knob, option)
+        if complaint is not None:
+            raise ConfigError(f"{KEY}.{knob}: {complaint}")

@@ -66,9 +66,9 @@ class Knobs:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
-            expected = _violated(hints[field.name], getattr(self, field.name))
-            if expected is not None:
-                raise ModelError(f"{field.name}: expected {expected}; got {getattr(self, field.name)!r}")
+            complaint = _complaint(hints[field.name], getattr(self, field.name))
+            if complaint is not None:
+                raise ModelError(f"{field.name}: {complaint}")
         known = [2**power for power in range(self.strides_in_paper + 1)]
         if self.downsampling not in known:
             raise ModelError(f"downsampling: expected one of {', '.join(map(str, known))}; got {self.downsampling}")
@@ -77,6 +77,11 @@ class Knobs:
                 f"resolution: strides of {self.downsampling} in all do not divide {self.pixels} pixels; take a multiple"
                 f" of {self.downsampling}, or a downsampling that divides {self.pixels}"
             )
+
+    @classmethod
+    def complaint(cls, name: str, value: object) -> str | None:
+        """Why a knob cannot have a value, whatever the others have, or ``None``."""
+        return _complaint(get_type_hints(cls, include_extras=True)[name], value)
 
     @property
     def strides_in_paper(self) -> int:
@@ -136,13 +141,17 @@ class Family:
         ModelError
             Where one is unknown or has a value that it cannot have.
         """
-        known = [field.name for field in fields(self.knobs)]
         for name in knobs:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-                raise ModelError(f"unknown knob '{name}'; {hint}")
+            self.check_known(name)
         return self.knobs(**knobs)
+
+    def check_known(self, name: str) -> None:
+        """Raise ``ModelError`` where the family has no knob of this name."""
+        known = [field.name for field in fields(self.knobs)]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise ModelError(f"unknown knob '{name}'; {hint}")
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
@@ -165,6 +174,11 @@ def scaled(channels: int, width: float, multiple: int = 1) -> int:
             f"a width of {width} leaves a layer of {channels} channels empty; take at least {0.5 / channels:.3g}"
         )
     return rounded
+
+
+def _complaint(hint: Any, value: object) -> str | None:
+    expected = _violated(hint, value)
+    return None if expected is None else f"expected {expected}; got {value!r}"
 
 
 def _violated(hint: Any, value: object) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Count, Positive
 from .training import SelfTaughtConfig
@@ -25,6 +25,16 @@ class ExitsConfig(SelfTaughtConfig):
         6,
         description="sets of thresholds that are exported and tested; their error is within search.screen_error of the network's",
     )
+
+    @field_validator("after")
+    @classmethod
+    def _different_modules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("expected names of modules, got an empty one")
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice:
+            raise ValueError(f"one exit stands behind a module; {', '.join(twice)} is named more than once")
+        return value
 
     @model_validator(mode="after")
     def _changes_what_learns(self) -> ExitsConfig:

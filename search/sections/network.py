@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .base import Count, Section
+from ...evaluators.data import SplitSizes
+from ...evaluators.sources import check_name
+from ...policies.errors import DataError
+from .base import SOURCES, Count, NetworkName, Section
 from .training import TrainConfig
-
-_SOURCES = ("timm", "torchvision", "family")
 
 
 class ModelConfig(Section):
     """The trained network."""
 
-    name: str = Field(description="timm:NAME, torchvision:NAME, family:NAME or package.module:function")
+    name: NetworkName = Field(description="timm:NAME, torchvision:NAME, family:NAME or package.module:function")
     weights: str | None = Field(None, description="a .safetensors or .pt file, or package:efficientnet-lite0")
     train: TrainConfig | None = Field(None, description="a recipe that trains it first, where there are no weights")
     num_classes: Count | None = Field(None, description="outputs; the data's classes where not given")
@@ -23,7 +24,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _has_weights(self) -> ModelConfig:
-        if self.weights is None and self.train is None and ":" in self.name and self.name.split(":")[0] in _SOURCES:
+        if self.weights is None and self.train is None and self.name.split(":")[0] in SOURCES:
             raise ValueError(
                 "give model.weights (a file) or model.train (a recipe): an untrained network is not worth a search"
             )
@@ -59,3 +60,20 @@ class DataConfig(Section):
     calibration: Count = Field(256, description="training pictures for activation ranges and batch-norm statistics")
     test: float = Field(0.2, gt=0, description="share or number held out where the source has no test pictures")
     limit: Count | None = Field(None, description="use only so many training and test pictures")
+
+    @field_validator("name")
+    @classmethod
+    def _of_a_known_form(cls, value: str) -> str:
+        try:
+            check_name(value)
+        except DataError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> DataConfig:
+        try:
+            SplitSizes(self.validation, self.calibration, self.test)
+        except DataError as error:
+            raise ValueError(str(error)) from error
+        return self

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ...policies.errors import ConfigError
+from ...spaces.menus import KNOBS, Menu
 from ...spaces.precision import KNOWN
 from .base import Count, Section, Share
 from .learned import LearnedConfig
@@ -14,7 +16,20 @@ from .training import SelfTaughtConfig
 Rewrite = Literal["keep", "separable", "stacked", "asymmetric", "flattened", "pooled"]
 
 
-class SpaceRule(Section):
+class _Menus(Section):
+    """What has menus of a layer's options; each is checked where it stands."""
+
+    @field_validator(*KNOBS, check_fields=False)
+    @classmethod
+    def _is_a_menu(cls, value: Any, info: ValidationInfo) -> Any:
+        try:
+            Menu(**({} if value is None else {str(info.field_name): value}))
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix(f"space.{info.field_name}: ")) from error
+        return value
+
+
+class SpaceRule(_Menus):
     """Menus for the layers whose names match a pattern, in place of the general ones."""
 
     layers: str = Field(description="a pattern such as fc* or layer1.*")
@@ -52,7 +67,7 @@ class ShapeConfig(Section):
         return value
 
 
-class SpaceConfig(Section):
+class SpaceConfig(_Menus):
     """What may be done to a layer; a menu of one entry is no choice."""
 
     sparsity: tuple[Share, ...] = Field((0.0,), description="shares of weights dropped")
@@ -118,4 +133,13 @@ class SpaceConfig(Section):
             raise ValueError(
                 "shape and learned exclude each other: neurons are learned on one network; give one of them"
             )
+        if self.shape is not None and (given := self._of_layers()):
+            raise ValueError(
+                f"shape is searched in place of what is done to layers; leave out {', '.join(given)}, or shape"
+            )
         return self
+
+    def _of_layers(self) -> list[str]:
+        """What is given of the layers' choices, where it is not as it is by default."""
+        fields = type(self).model_fields
+        return [n for n in fields if n not in ("shape", "learned") and getattr(self, n) != fields[n].default]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from ...evaluators.training.augment import Augment
 from ...evaluators.training.loop import Recipe
 from ...evaluators.training.methods import Method
 from ...evaluators.training.penalties import PENALTIES, make_penalty
 from ...policies.errors import ConfigError
-from .base import Count, Positive, Section, Share
+from .base import Count, NetworkName, Positive, Section, Share
 
 
 class AugmentConfig(Section):
@@ -35,7 +37,9 @@ class TeacherConfig(Section):
     """A trained network to learn from; its weights alone are enough where it is built like the one that learns."""
 
     weights: str = Field(description="a .safetensors or .pt file")
-    name: str | None = Field(None, description="as model.name; where not given, built like the network that learns")
+    name: NetworkName | None = Field(
+        None, description="as model.name; where not given, built like the network that learns"
+    )
     num_classes: Count | None = Field(None, description="outputs; the data's classes where not given")
     arguments: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="for the network's constructor"
@@ -45,6 +49,12 @@ class TeacherConfig(Section):
     @classmethod
     def _weights_alone(cls, value: Any) -> Any:
         return {"weights": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        section = handler(core)
+        inner = handler.resolve_ref_schema(section)
+        return {"anyOf": [section, inner["properties"]["weights"] | {"title": "Weights alone"}]}
 
     @model_validator(mode="after")
     def _shape_has_a_name(self) -> TeacherConfig:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paretopress.evaluators.data import DataSet, Pictures, Preprocess, SplitSizes, split, standardise
+from paretopress.evaluators.data import DataSet, Pictures, Preprocess, SplitSizes, check_measurable, split, standardise
 from paretopress.policies.errors import DataError
 
 
@@ -90,9 +90,11 @@ def test_classes_are_counted_over_all_splits():
         (0, None, SplitSizes(), "data set 'd' is empty: expected training pictures"),
         (0, 5, SplitSizes(), "data set 'd' is empty"),
         (50, 0, SplitSizes(), "the test split is empty"),
-        (2, None, SplitSizes(), "the test split is empty"),
-        (50, None, SplitSizes(test=50), "0 pictures cannot give"),
-        (50, None, SplitSizes(test=80), "0 pictures cannot give"),
+        (2, None, SplitSizes(), "2 pictures cannot give 0 for test and keep some for training; change data.test"),
+        (50, None, SplitSizes(test=50), "50 pictures cannot give 50 for test .* change data.test"),
+        (50, None, SplitSizes(test=80), "50 pictures cannot give 80 for test .* change data.test"),
+        (400, None, SplitSizes(test=0.999999), "400 pictures cannot give 400 for test .* change data.test"),
+        (400, None, SplitSizes(test=0.99), "4 pictures cannot give 0 for validation .* data.validation or data.test"),
         (50, 10, SplitSizes(validation=50), "50 pictures cannot give 50 for validation"),
         (50, 10, SplitSizes(validation=70), "50 pictures cannot give 70 for validation"),
         (4, 10, SplitSizes(validation=0.1), "4 pictures cannot give 0 for validation"),
@@ -104,8 +106,42 @@ def test_too_few_pictures_are_refused(count, test, sizes, message):
 
 
 def test_empty_validation_pictures_are_refused():
-    with pytest.raises(DataError, match="cannot give 0 for validation"):
+    with pytest.raises(DataError, match="the validation split is empty"):
         split("d", pictures(50), pictures(5), SplitSizes(), 0, validation=pictures(0))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"test": 1.5}, {"validation": 20.25}, {"validation": 0}, {"test": float("nan")}, {"test": -3}]
+)
+def test_a_size_is_a_share_or_a_whole_number(sizes):
+    with pytest.raises(
+        DataError, match=rf"data\.{next(iter(sizes))}: expected a share above 0 and below 1, or a whole"
+    ):
+        SplitSizes(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "limit", "message"),
+    [
+        (100, SplitSizes(validation=1), None, "the validation split has 1 pictures, .* raise data.validation, or give"),
+        (
+            100,
+            SplitSizes(validation=20, test=9),
+            None,
+            "the test split has 9 pictures, .* raise data.test, or give more",
+        ),
+        (
+            40,
+            SplitSizes(),
+            40,
+            "the validation split has 3 pictures, .* raise data.validation or data.limit, which is 40",
+        ),
+    ],
+)
+def test_splits_on_which_an_error_says_nothing_are_refused(count, sizes, limit, message):
+    with pytest.raises(DataError, match=message):
+        check_measurable(split("d", pictures(count), None, sizes, 0), limit)
+    check_measurable(split("d", pictures(200), None, SplitSizes(), 0))
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_npz_parts_are_read_and_channels_moved_to_the_front(tmp_path: Path) -> N
     )
     data = load_data(f"npz:{tmp_path / 'd.npz'}")
     assert (len(data.train), len(data.validation), len(data.test or ())) == (20, 5, 20)
-    assert np.array_equal(data.train.images, images)
+    assert np.array_equal(data.test.images, images)
     np.savez(tmp_path / "xy.npz", x=images.astype(np.float32), y=labels)
     assert len(load_data(f"npz:{tmp_path / 'xy.npz'}").test or ()) == 4
 

@@ -34,6 +34,7 @@ positive = st.floats(1e-3, 1e9, allow_nan=False)
         ("error", ".8%", Limit("error_pct", 0.8)),
         ("error", "+1.0", Limit("error_pct", 3.0)),
         ("error", "1.5x", Limit("error_pct", 3.0)),
+        ("error", "+0", Limit("error_pct", 2.0)),
         ("latency", "3ms", Limit("latency_ms", 3)),
         ("latency", "500us", Limit("latency_ms", 0.5)),
         ("latency", "0.5x", Limit("latency_ratio", 0.5)),
@@ -54,7 +55,7 @@ def test_a_budget_becomes_a_limit_on_a_metric(name: str, text: str | float, limi
     [
         ("stored", "44 parsecs", "unknown unit 'parsecs'; expected a size such as 44kB, or a share"),
         ("stored", "3ms", "unknown unit 'ms'"),
-        ("latency", "44kB", "expected a size such as 3ms"),
+        ("latency", "44kB", "expected a time such as 3ms"),
         ("error", "1kB", "expected a number in per cent such as 0.8, or points above the dense network such as +1.0"),
         (
             "stored",
@@ -62,13 +63,23 @@ def test_a_budget_becomes_a_limit_on_a_metric(name: str, text: str | float, limi
             "expected a size such as 44kB, or a share of the dense network's such as 0.5x, got 'small'",
         ),
         ("stored", "-3kB", "got '-3kB'"),
-        ("stored", "0x", "expected a positive number, got '0x'"),
+        ("stored", "0x", "expected a positive number, or +0 for no worse than the dense network; got '0x'"),
+        ("stored", "+0.5x", "a share has no sign, + is for what is added; expected a size such as 44kB"),
+        ("stored", True, "expected a size such as 44kB, or a share of the dense network's such as 0.5x, got True"),
+        ("stored", None, "got None"),
+        (
+            "memory",
+            "1kb",
+            "unknown unit 'kb'; expected a size such as 44kB, or a share of the dense network's such as 0.5x;",
+        ),
+        ("memory", "1kb", "units: B, kB, KB, MB, GB, KiB, MiB, GiB"),
+        ("macs", "1x1", "expected a number such as 100M"),
         ("stored", "1e999", "expected a positive number"),
         ("error", "", "got ''"),
         ("error", "nan", "got 'nan'"),
     ],
 )
-def test_a_wrong_budget_says_what_was_expected_and_what_came(name: str, text: str, message: str) -> None:
+def test_a_wrong_budget_says_what_was_expected_and_what_came(name: str, text: object, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Budget.parse(name, text)
     assert str(caught.value).startswith(f"budgets.{name}: ") and message in str(caught.value)

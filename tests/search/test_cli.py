@@ -125,6 +125,11 @@ def test_init_writes_a_configuration_that_loads(
     assert done("init", "--network", network, "--data", data) == {"configuration": text, "path": None}
 
 
+def test_init_refuses_a_network_that_cannot_be(refused: Refuse) -> None:
+    assert "model.name: a network is timm:NAME" in refused("init", "--network", "foo")
+    assert "model.name: family has no network 'lenet6'" in refused("init", "--network", "family:lenet6")
+
+
 def test_init_writes_to_a_file_but_never_over_one(tmp_path: Path, refused: Refuse) -> None:
     assert run(["init", "--out", str(tmp_path / "mine.yaml")]) == 0
     before = (tmp_path / "mine.yaml").read_text()
@@ -248,7 +253,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
         ),
         ({"space": {"precision": ["w8a8"]}}, "give sparsity, precision, rank, rewrite, channels or blocks two or more"),
         ({"space__skip": ["layer9*"]}, "space.skip: 'layer9*' matches no layer; the network has conv1, conv2"),
-        ({"model": {"name": "family:lenet6", "train": {}}}, "family has no network 'lenet6'; did you mean lenet5"),
+        ({"model": {"name": "family:lenet6", "train": {}}}, "family has no network 'lenet6'; did you mean 'lenet5'"),
         (
             {"model": {"name": "nonsense"}},
             "a network is timm:NAME, torchvision:NAME, family:NAME or package.module:fun",
@@ -259,6 +264,11 @@ def test_a_missing_configuration_is_named(tmp_path: Path, refused: Refuse) -> No
         ),
         ({"data": {"name": "digitz"}}, "unknown data set 'digitz'; expected digits,"),
         ({"data__validation": 100000}, "change data.validation"),
+        ({"data__validation": 1}, "the validation split has 1 pictures, on which an error says nothing"),
+        (
+            {"data": {"name": "digits", "limit": 3}},
+            "change data.validation or data.test, or raise data.limit, which is 3",
+        ),
         ({"data__mean": [0.5, 0.5, 0.5]}, "mean: expected 1 finite values"),
     ],
 )
@@ -438,6 +448,36 @@ def test_apply_takes_a_network_of_another_number_of_classes(
     assert (tmp_path / "model.press").stat().st_size == made["metrics"]["stored_bytes"]
 
 
+def test_apply_builds_the_network_with_arguments(tmp_path: Path, done: Callable[..., dict[str, Any]]) -> None:
+    shape = {"side": 8, "downsampling": 2, "width": 0.25, "repeats": 0}
+    network = build_model("family:mobilenet_v1", num_classes=10, in_channels=1, **shape)
+    (tmp_path / "p.yaml").write_text("layers: {stem.conv: [{share: {clusters: 16}}]}")
+    save_weights(network, tmp_path / "narrow.safetensors")
+    made = done(
+        *("apply", tmp_path / "p.yaml", "--model", "family:mobilenet_v1", "--num-classes", 10),
+        *(part for knob, value in shape.items() for part in ("--argument", f"{knob}={value}")),
+        *("--weights", tmp_path / "narrow.safetensors", "--out", tmp_path / "model.press"),
+    )
+    assert (tmp_path / "model.press").stat().st_size == made["metrics"]["stored_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("width", "--argument takes name=value, got 'width'"),
+        ("=3", "--argument takes name=value, got '=3'"),
+        ("width=[1]", "--argument width=[1]: expected a number, a text, true or false; got [1]"),
+        ("width=", "expected a number, a text, true or false; got None"),
+        ("num_classes=3", "num_classes is no argument of the constructor's own; leave it out"),
+        ("widht=0.5", "unknown knob 'widht'; did you mean 'width'"),
+    ],
+)
+def test_apply_refuses_wrong_arguments(argument: str, message: str, tmp_path: Path, refused: Refuse) -> None:
+    (tmp_path / "p.yaml").write_text("layers: {}")
+    arguments = ("apply", tmp_path / "p.yaml", "--model", "family:mobilenet_v1", "--argument", argument)
+    assert message in refused(*arguments, "--weights", "none.safetensors", "--out", tmp_path / "model.onnx")
+
+
 def test_apply_refuses_weights_of_the_wrong_shape(tmp_path: Path, refused: Refuse) -> None:
     (tmp_path / "p.yaml").write_text("layers: {}")
     save_weights(build_model("family:lenet5"), tmp_path / "lenet5.safetensors")
@@ -506,8 +546,12 @@ def test_an_unfinished_run_has_nothing_to_export(finished: Finished, tmp_path: P
             ("--pick", "zzz", "--out", "m.onnx"),
             "expected knee, an id or a condition such as 'stored_bytes<=50000'; got 'zzz'",
         ),
-        (("--to", "tflite", "--out", "m.tflite"), "expected --to onnx, press, bundle; got 'tflite'"),
-        (("--out", "m.pt"), "expected --to onnx, press, bundle; got '.pt'"),
+        (("--to", "tflite", "--out", "m.tflite"), "expected --to onnx, press, bundle, safetensors; got 'tflite'"),
+        (("--out", "m.pt"), "expected --to onnx, press, bundle, safetensors; got '.pt'"),
+        (
+            ("--out", "m.safetensors"),
+            "--to safetensors: expected a member whose policy sets the network's shape alone;",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

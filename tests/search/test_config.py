@@ -81,6 +81,19 @@ def test_an_unknown_key_that_is_near_to_none_lists_what_is_known() -> None:
             "recovery.penalty: penalty l1: expected a finite strength of at least 0, got -1.0",
         ),
         ("model.train.penalty", {"neuron_in": 1}, "unknown penalty 'neuron_in'; did you mean 'neurons_in'?"),
+        ("budgets", {"stored": None}, "\n  budgets.stored: expected a size such as 44kB, or a share of the dense"),
+        ("budgets", {1: "1kB"}, "budgets: unknown budget '1'; known: error, stored"),
+        ("seed", 2**32, "seed: Input should be less than or equal to 4294967295"),
+        ("space.learned.lambdas", [float("inf")], "space.learned.lambdas.0: Input should be a finite number (got inf)"),
+        ("recovery.weight_decay", float("inf"), "recovery.weight_decay: Input should be a finite number (got inf)"),
+        ("space.precision", [], "space.precision: a menu needs at least one option"),
+        ("space.[rules]", {"layers": "f*", "rank": []}, "space.rules.0.rank: a menu needs at least one option"),
+        ("space.[rules]", {"layers": "f*", "rank": [0.0]}, "space.rules.0.rank: shares lie in (0, 1]"),
+        ("search.objectives", [], "search.objectives: expected one entry or more, got none"),
+        ("model.name", "foo", "model.name: a network is timm:NAME, torchvision:NAME, family:NAME or package.module"),
+        ("model.name", "family:lenet6", "model.name: family has no network 'lenet6'; did you mean 'lenet5'?"),
+        ("data.name", "digitz", "data.name: unknown data set 'digitz'; expected digits,"),
+        ("data.test", 1.5, "data.test: expected a share above 0 and below 1, or a whole number of pictures; got 1.5"),
         ("seed", -1, "seed: Input should be greater than or equal to 0 (got -1)"),
     ],
 )
@@ -88,6 +101,29 @@ def test_a_wrong_value_says_where_what_was_expected_and_what_came(path: str, val
     with pytest.raises(ConfigError) as caught:
         make_config(nested(path, value))
     assert expected in str(caught.value)
+
+
+def test_a_complaint_of_the_whole_configuration_has_no_empty_key() -> None:
+    with pytest.raises(ConfigError, match=r"\n  pool\.train: expected pool\.kind to be ray for tune"):
+        make_config({"model": MODEL, "pool": {"kind": "in-process", "train": "tune"}})
+
+
+def test_wrong_entries_of_a_list_are_not_said_to_make_it_too_short() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(nested("space.learned.kinds", ["dense"]))
+    assert str(caught.value).splitlines()[1:] == [
+        "  space.learned.kinds.0: Input should be 'conv', 'fc' or 'conv_fc' (got 'dense')"
+    ]
+
+
+def test_what_is_said_of_layers_beside_a_shape_is_refused() -> None:
+    model = {"name": "family:mobilenet_v1", "train": {}}
+    with pytest.raises(
+        ConfigError, match=r"space: shape is searched in place of .*; leave out precision, skip, or shape"
+    ):
+        make_config({"model": model, "space": {"shape": {}, "precision": ["w8"], "skip": ["fc"]}})
+    shaped = make_config({"model": model, "space": {"shape": {}}})
+    assert make_config(parse_yaml(shaped.to_yaml())) == shaped
 
 
 def test_every_complaint_is_told_at_once() -> None:
@@ -134,6 +170,13 @@ def test_a_named_network_needs_weights_or_a_recipe() -> None:
 def test_text_that_is_no_yaml_is_refused_in_one_message(text: str) -> None:
     with pytest.raises(ConfigError, match="the configuration is no valid YAML"):
         parse_yaml(text)
+
+
+def test_a_key_that_is_given_twice_is_refused_with_both_lines() -> None:
+    with pytest.raises(ConfigError, match="'budgets' is given twice, in lines 2 and 4; keep one of them"):
+        parse_yaml("seed: 1\nbudgets: {stored: 1kB}\nquality: error\nbudgets: {error: 1}\n")
+    merged = parse_yaml("a: {b: &x {<<: {k: 1}, k: 2}}\nc: {<<: *x, k: 3}")
+    assert merged == {"a": {"b": {"k": 2}}, "c": {"k": 3}}, "a merged key may be given again"
 
 
 def test_a_text_without_end_is_refused_before_it_is_parsed() -> None:
@@ -287,6 +330,13 @@ def test_what_does_not_learn_is_given_no_penalty() -> None:
     with pytest.raises(ConfigError, match="do not learn here; leave it out, or set tuned: true"):
         make_config(config)
     make_config({**config, "exits": {"penalty": {"l2": 1e-4}, "tuned": True}})
+
+
+@pytest.mark.parametrize(("teacher", "right"), [("a.safetensors", True), ({"weights": "a.pt"}, True), (3, False)])
+def test_the_schema_knows_that_a_teacher_may_be_a_file(teacher: Any, right: bool) -> None:
+    given = {"model": {"name": "my:net"}, "recovery": {"teachers": [teacher]}}
+    with nullcontext() if right else pytest.raises(SchemaError):
+        validate(given, Config.model_json_schema())
 
 
 def test_what_teaches_itself_is_given_no_teacher() -> None:

@@ -16,8 +16,9 @@ from paretopress.evaluators import sources
 from paretopress.evaluators.data import DataSet, Pictures
 from paretopress.evaluators.exits import run_exits
 from paretopress.evaluators.runtime import session
-from paretopress.policies.errors import CandidateError
+from paretopress.policies.errors import CandidateError, RunDirectoryError
 from paretopress.search import early_exits, prepare
+from paretopress.search.api import resume
 from paretopress.search.cli import run
 from paretopress.search.prepare import read_data
 from paretopress.search.rundir import find_run
@@ -124,11 +125,45 @@ def test_agreement_is_learned_from_the_dense_networks_answers(
     assert first_exit(tmp_path / "shuffled") == right
 
 
+def test_a_directory_of_exits_alone_is_resumed_as_such(found, capsys: pytest.CaptureFixture[str]) -> None:
+    path, summary = found
+    assert run(["resume", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+    assert not rows(path, "screen")
+    with pytest.raises(RunDirectoryError, match="holds what 'exits' made and no search"):
+        resume(path)
+
+
+def test_fewer_exits_than_were_asked_for_are_told_of(found, trained: Path) -> None:
+    path, summary = found
+    code, again, errors = exits(trained, path.parent)
+    assert code == 0 and again == summary and len(summary["after"]) == 1
+    assert "exits.count: 1 of 2 exits can be placed, at modules of different cost before 90% of" in " ".join(
+        errors.split()
+    )
+
+
 def test_the_page_names_every_member_and_loads_nothing(found) -> None:
     path, summary = found
     page = (path / "exits.html").read_text()
     assert all(member["id"] in page for member in summary["members"])
     assert "https://" not in page.split("<script>")[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (["conv1", "conv1"], "exits.after: one exit stands behind a module; conv1 is named more than once"),
+        ([""], "exits.after: expected names of modules, got an empty one"),
+        (["conv1", "fc2"], "exits.after: nothing is saved behind fc2, where the whole network has been run; expected"),
+    ],
+)
+def test_exits_that_save_nothing_are_refused(
+    after: list[str], message: str, trained: Path, tmp_path: Path, one_core: None
+) -> None:
+    code, _, errors = exits(trained, tmp_path, after=after)
+    assert code == 2
+    assert message in " ".join(errors.split())
 
 
 def test_a_module_that_cannot_have_an_exit_is_refused(trained: Path, tmp_path: Path, one_core: None) -> None:

@@ -46,9 +46,21 @@ def test_the_bank_is_measured_drawn_and_used_by_the_search_in_the_same_directory
 
     for rung in ("profile", "kernels"):
         monkeypatch.setattr(CandidateEvaluator, rung, never)
+    check_resumed(directory, summary, capsys)
     assert run(["search", str(tmp_path / "small.yaml"), "--out", str(directory), "--json"]) == 0
     assert rows(directory, "profile") + rows(directory, "kernels") == before
     check_report(directory)
+
+
+def check_resumed(directory: Path, summary: Mapping[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory that was only profiled is resumed as a profile, and there is nothing to export."""
+    capsys.readouterr()
+    assert run(["resume", str(directory), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+    assert meta(directory, "command") == "profile" and not (directory / "front.json").exists()
+    assert run(["export", str(directory), "--out", str(directory / "a.onnx")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds what 'profile' made and no search" in said and "begins a search there" in said
 
 
 def check_report(directory: Path) -> None:

@@ -15,6 +15,8 @@ from paretopress.policies.policy import Policy
 from paretopress.search.api import open_front, slimmable
 from paretopress.search.cli import run
 from paretopress.search.config import make_config
+from paretopress.search.prepare import dense_network, read_data
+from paretopress.search.rundir import RunDirectory
 from paretopress.search.verifying import verify_bundle
 from paretopress.tests.search.runs import rows, write_config
 
@@ -82,6 +84,25 @@ def test_a_member_is_the_network_of_its_shape(finished: Path) -> None:
     expected = network_of(member.policy.shape, 10, 1).state_dict()
     found = member.model().state_dict()
     assert {name: tuple(t.shape) for name, t in found.items()} == {name: tuple(t.shape) for name, t in expected.items()}
+
+
+def test_a_members_plain_weights_are_where_a_search_over_layers_starts(finished: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "shape.safetensors"
+    assert run(["export", str(finished), "--out", str(weights)]) == 0
+    knee = open_front(finished).pick()
+    network, *knobs = knee.policy.shape["family"], *knee.policy.shape.items()
+    arguments = {name: value for name, value in knobs if name != "family"}
+    config = make_config(
+        {
+            **shaped(),
+            "model": {"name": f"family:{network}", "arguments": arguments, "weights": str(weights)},
+            "space": {},
+        }
+    )
+    data = read_data(config, lambda _: None)
+    dense = dense_network(config, data, RunDirectory(tmp_path / "run"), lambda _: None).eval()
+    x = data.preprocess(data.validation.images[:32])
+    torch.testing.assert_close(dense(x), knee.model().eval()(x))
 
 
 def test_a_members_bundle_agrees_with_its_card(finished: Path, tmp_path: Path) -> None:

@@ -311,6 +311,13 @@ def test_an_unreachable_budget_names_what_is_reached_and_which_units_hold_it() -
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+def test_a_unit_that_holds_more_than_the_sum_is_named_without_a_figure() -> None:
+    costs = np.array([[[0.0, 10_000.0]], [[0.0, 900.0]]])
+    table = Table(("fc1", "conv1"), NAMES[:2], costs, np.array([0.0, -10_177.0]))
+    with pytest.raises(Infeasible, match="the smallest policy has 723; most of it is in fc1; raise the budget"):
+        within(table, np.array([np.inf, 1.0]))
+
+
 def test_what_lies_outside_every_unit_is_not_blamed_on_one() -> None:
     table = Table(("conv1",), NAMES[:2], np.array([[[0.0, 0.0]]]), np.array([0.0, 64.0]))
     with pytest.raises(Infeasible, match="none of it is in a layer") as caught:

@@ -255,6 +255,12 @@ def test_bad_menus_are_refused(menu, message):
         Menu(**menu)
 
 
+def test_a_rule_that_matches_no_layer_is_refused_with_those_there_are():
+    rules = (SpaceRule(layers="fc*", rank=(1.0, 0.5)), SpaceRule(layers="nope", sparsity=(0.5, 0.2)))
+    with pytest.raises(ConfigError, match=r"space.rules.1: 'nope' matches no layer; the network has conv1, conv2, fc1"):
+        rich("lenet5", rules=rules)
+
+
 def test_knobs_without_effect_are_not_offered():
     offered = set(rich("lenet5").menu())
     assert "fc2/channels" not in offered, "they are the network's outputs"
