@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..evaluators.data import DataSet
+from ..evaluators.macs import profile as profiled
 from ..evaluators.models import load_weights
 from ..evaluators.sources import as_dataset
 from ..evaluators.supernet import Slimmable, Supernet
@@ -34,7 +35,7 @@ from .progress import Listener, Silence
 from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
-from .summary import note_classes, note_layers, write_report
+from .summary import note_classes, note_layers, note_unknown, write_report
 
 
 def search(
@@ -171,8 +172,12 @@ def run_search(config: Config, out: Path, listener: Listener, given: Given | Non
     with open_session(config, out, listener, given) as session:
         try:
             found = run_stages(session)
-        finally:
-            write_report(session.run, config, session.ledger)
+        except BaseException:
+            # What stopped the run is the error to tell.
+            with suppress(Exception):
+                write_report(session.run, config, session.ledger)
+            raise
+        write_report(session.run, config, session.ledger)
     return Front(session.run, config, found, given)
 
 
@@ -214,6 +219,7 @@ def open_session(config: Config, out: Path, listener: Listener, given: Given) ->
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
+            note_unknown(ledger, profiled(prepared.bench.model, prepared.example).unknown_operations)
             if prepared.bench.supernet is not None:
                 note_classes(ledger, prepared.bench.supernet.num_classes, prepared.data.input_shape[0])
             yield Session(config, run, prepared, ledger, listener)
