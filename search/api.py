@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,12 @@ def search(
 
 
 def resume(
-    directory: str | Path, *, model: nn.Module | None = None, data: object = None, listener: Listener | None = None
+    directory: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: object = None,
+    listener: Listener | None = None,
+    changes: Sequence[str] = (),
 ) -> Front:
     """Go on where a run stopped, whatever stopped it.
 
@@ -113,13 +118,24 @@ def resume(
         What ``search`` wrote to.
     model, data
         The same objects again, where the run was started with objects.
+    changes
+        Of ``pool`` alone, such as ``("pool.kind=in-process",)``: where the work is done changes no measurement.
 
     Raises
     ------
+    ConfigError
+        Where anything else is to be changed.
     RunDirectoryError
         Where there is no run, or its network was an object and none is given.
     """
     run, config = find_run(Path(directory))
+    for change in changes:
+        if change.partition("=")[0].strip().partition(".")[0] != "pool":
+            raise ConfigError(
+                f"--set {change}: a run goes on with its own configuration but for pool.*; search with another --out instead"
+            )
+    if changes:
+        config = make_config(config.model_dump(mode="json"), tuple(changes))
     if (config.model.name == OWN_MODEL and model is None) or (config.data.name == OWN_DATA and data is None):
         raise RunDirectoryError(
             f"the run in {directory} was started from Python with objects; give them again:"
@@ -211,7 +227,7 @@ def early_exits(config: Config, out: Path, listener: Listener | None = None, giv
 def open_session(config: Config, out: Path, listener: Listener, given: Given) -> Iterator[Session]:
     """Everything prepared for a run in this directory, and its ledger open."""
     is_new = not RunDirectory(out).config.is_file()
-    run = open_run(out, config)
+    run = open_run(out, config, listener.say)
     try:
         with Ledger(run.path) as ledger:
             prepared = prepare(config, run, listener.say, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,6 +35,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 ConfigFile = Annotated[Path, typer.Argument(help="A configuration file (see init and schema).", metavar="CONFIG")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a value: a.b=c. May be given more than once.")]
+PoolChanges = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change where the work is done: pool.b=c. May be given more than once."),
+]
 Directory = Annotated[Path, typer.Argument(help="A run directory.", metavar="DIR")]
 
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -100,8 +105,7 @@ def profile(config: ConfigFile, out: Out = None, changes: Changes = None, as_jso
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
-    again = f"paretopress profile {config} --out {directory}"
-    found = _listened(lambda listener: build(loaded, directory, listener), again)
+    found = _listened(lambda listener: build(loaded, directory, listener), _again("profile", directory))
     page = RunDirectory(directory).sensitivity
     failed = sum(variant.failure is not None for variant in found.variants)
     summary = {
@@ -122,18 +126,17 @@ def exits(config: ConfigFile, out: Out = None, changes: Changes = None, as_json:
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
-    again = f"paretopress exits {config} --out {directory}"
-    found = _listened(lambda listener: early_exits(loaded, directory, listener), again)
+    found = _listened(lambda listener: early_exits(loaded, directory, listener), _again("exits", directory))
     summary = {"exits": str(directory / "exits.html"), **found.as_dict()}
     _say(summary, as_json, f"exits: {directory / 'exits.html'} ({len(found.members)} files)")
 
 
 @app.command(epilog="Example: `paretopress resume runs/lenet5`")
-def resume(directory: Directory, as_json: Json = False) -> None:
+def resume(directory: Directory, changes: PoolChanges = None, as_json: Json = False) -> None:
     """Go on where a run stopped, whatever stopped it."""
     from .api import resume as go_on
 
-    _finish(directory, lambda listener: go_on(directory, listener=listener), as_json)
+    _finish(directory, lambda listener: go_on(directory, listener=listener, changes=changes or ()), as_json)
 
 
 @app.command(epilog="Example: `paretopress report runs/lenet5`")
@@ -293,10 +296,16 @@ def _listened(work: Callable[[TerminalListener], Any], again: str) -> Any:
             raise typer.Exit(1) from None
 
 
+def _again(command: str, directory: Path) -> str:
+    """How to go on with what has no command of its own for it: by the configuration that the directory keeps."""
+    kept = directory / "config.yaml"
+    return f"paretopress {command} {shlex.quote(str(kept))} --out {shlex.quote(str(directory))}"
+
+
 def _finish(directory: Path, work: Callable[[TerminalListener], Any], as_json: bool) -> None:
     from .terminal import front_table
 
-    found = _listened(work, f"paretopress resume {directory}").found
+    found = _listened(work, f"paretopress resume {shlex.quote(str(directory))}").found
     knee = found.knee
     summary = {
         "run": str(directory),
