@@ -56,7 +56,8 @@ def search(
         A trained network whose forward pass takes (N, C, H, W) and gives logits (N, classes), or the path of a
         configuration file, which says everything (then ``data`` and ``budgets`` are left out).
     data
-        Whatever ``evaluators.sources.as_dataset`` takes (arrays, loaders, a mapping of splits), or a data set's name.
+        Whatever ``evaluators.sources.as_dataset`` takes (arrays, loaders, a mapping of splits), or a data set's name;
+        a network needs it.
     budgets
         Such as ``{"latency": "0.5x", "stored": "200kB", "error": "+1.0"}``; any subset.
     evaluations
@@ -95,10 +96,13 @@ def search(
     plain: dict[str, Any] = {"model": {"name": OWN_MODEL}, "budgets": dict(budgets or {}), **sections}
     if evaluations is not None:
         plain["search"] = {**plain.get("search", {}), "evaluations": evaluations}
-    if data is not None:
-        plain["data"] = {**plain.get("data", {}), "name": data if isinstance(data, str) else OWN_DATA}
+    if data is None:
+        raise InputError(
+            "a network alone is nothing to search on; give data: arrays, a loader, or a name such as 'digits'"
+        )
+    plain["data"] = {"name": data if isinstance(data, str) else OWN_DATA}
     config = make_config(plain)
-    given = Given(model, None if data is None or isinstance(data, str) else as_dataset(data, **data_options(config)))
+    given = Given(model, None if isinstance(data, str) else as_dataset(data, **data_options(config)))
     return run_search(config, Path(out or Path("runs") / type(model).__name__.lower()), listener, given)
 
 
@@ -219,19 +223,24 @@ def early_exits(config: Config, out: Path, listener: Listener | None = None, giv
     config, out
         Whose ``exits`` say how, and the run directory.
     """
-    with open_session(config, out, listener or Silence(), given or Given()) as session:
+    with open_session(config, out, listener or Silence(), given or Given(), searched=False) as session:
         return find_exits(session)
 
 
 @contextmanager
-def open_session(config: Config, out: Path, listener: Listener, given: Given) -> Iterator[Session]:
+def open_session(
+    config: Config, out: Path, listener: Listener, given: Given, *, searched: bool = True
+) -> Iterator[Session]:
     """Everything prepared for a run in this directory, and its ledger open."""
     is_new = not RunDirectory(out).config.is_file()
     run = open_run(out, config, listener.say)
     try:
         with Ledger(run.path) as ledger:
-            prepared = prepare(config, run, listener.say, given)
-            _claim(ledger, run, prepared)
+            prepared = prepare(config, run, listener.say, given, searched=searched)
+            # Measurements of shapes hang on a supernet besides, which nothing but their search trains.
+            _claim(
+                ledger, run, prepared, "context" if searched or config.space.shape is None else "context of the network"
+            )
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
@@ -245,12 +254,12 @@ def open_session(config: Config, out: Path, listener: Listener, given: Given) ->
         raise
 
 
-def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared) -> None:
+def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared, name: str) -> None:
     """Refuse a run whose measurements do not hold for what was prepared."""
     context = f"{VERSION} {prepared.context_hash}"
-    recorded = ledger.meta("context")
+    recorded = ledger.meta(name)
     if recorded is None:
-        ledger.set_meta("context", context)
+        ledger.set_meta(name, context)
     elif recorded != context:
         raise RunDirectoryError(
             f"{run.path} holds a run on another network or other data, or of another release; expected those it was"

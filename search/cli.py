@@ -185,8 +185,10 @@ def apply(
     data: Annotated[
         str, typer.Option(help="Data set whose training pictures calibrate activations and batch norms.")
     ] = "digits",
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels that pictures are scaled to.")] = None,
-    num_classes: Annotated[int | None, typer.Option(help="The network's outputs; its own number by default.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that pictures are scaled to.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="The network's outputs; its own number by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Carry a saved policy out on a network of the same shape, without search or recovery."""

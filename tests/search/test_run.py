@@ -382,6 +382,14 @@ def test_a_configuration_file_says_everything(tmp_path: Path) -> None:
         pp.search(path, budgets={"stored": "1kB"})
 
 
+def test_a_network_without_data_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="a network alone is nothing to search on; give data: arrays, a loader, or a name"
+    ):
+        pp.search(network, budgets={"stored": "0.5x"}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"expected an nn\.Module or the path of a configuration, got a dict"):
         pp.search({"a": 1}, out=tmp_path / "run")  # type: ignore[arg-type]
