@@ -281,7 +281,7 @@ def run(arguments: list[str] | None = None) -> int:
         _errors.print(f"error: {error}", markup=False)
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
-        _errors.print(f"error: {error}; what was recorded is kept, mend it and resume", markup=False)
+        _errors.print(f"error: {error}; what was recorded is kept, mend that and give the command again", markup=False)
         return 1
     return 0
 

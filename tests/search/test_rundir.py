@@ -143,8 +143,9 @@ def test_a_damaged_configuration_of_a_run_is_refused(text: str, tmp_path: Path) 
     run = open_run(tmp_path, CONFIG)
     run.config.write_text(text)
     for take_up in (lambda: open_run(tmp_path, CONFIG), lambda: find_run(tmp_path)):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError) as caught:
             take_up()
+        assert str(run.config) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
