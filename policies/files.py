@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,9 +27,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise WorkError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
-        ) from error
+        advice = "free some space or choose another place" if error.errno == errno.ENOSPC else "choose another place"
+        raise WorkError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
