@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pickle
 import re
 import sys
 import tempfile
@@ -120,7 +119,7 @@ def _own(name: str, arguments: dict[str, Any]) -> Any:
 def _call(name: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     try:
         return build(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"network '{name}' cannot be built with ({given}): {reason}") from error
@@ -148,7 +147,7 @@ def import_function(reference: str, error_type: type[InputError]) -> Callable[..
         sys.path.append(here)
     try:
         function = getattr(importlib.import_module(module_name), name, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise error_type(f"cannot import '{module_name}' for '{reference}': {type(error).__name__}: {error}") from error
     if not callable(function):
         raise error_type(f"'{module_name}' has no function '{name}'; check '{reference}'")
@@ -209,7 +208,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     """A state dictionary, read by torch's restricted unpickler, which runs no code of the file's."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # of junk the unpickler may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"{path} is refused: it holds more than tensors or is damaged ({reason}). "
@@ -236,6 +235,9 @@ def _mismatches(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
                 lines.append(f"{key}: expected {shape}, missing in the file")
         elif tuple(given[key].shape) != shape:
             lines.append(f"{key}: expected {shape}, came {tuple(given[key].shape)}")
+        elif given[key].is_floating_point() != value.is_floating_point() and not key.endswith("num_batches_tracked"):
+            kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, given[key])]
+            lines.append(f"{key}: expected {kinds[0]}, came {kinds[1]}")
         elif given[key].is_floating_point() and not bool(torch.isfinite(given[key]).all()):
             lines.append(f"{key}: expected finite values, came NaN or infinity")
     return lines + [

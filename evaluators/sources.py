@@ -335,7 +335,7 @@ def _called(name: str) -> object:
         return import_function(name, DataError)()
     except DataError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"data set '{name}': the function failed: {type(error).__name__}: {error}") from error
 
 

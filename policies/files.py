@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import WorkError
@@ -25,11 +27,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise WorkError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
-        ) from error
+        advice = "free some space or choose another place" if error.errno == errno.ENOSPC else "choose another place"
+        raise WorkError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..evaluators.data import DataSet
+from ..evaluators.macs import profile as profiled
 from ..evaluators.models import load_weights
 from ..evaluators.sources import as_dataset
 from ..evaluators.supernet import Slimmable, Supernet
@@ -34,7 +35,7 @@ from .progress import Listener, Silence
 from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
-from .summary import note_classes, note_layers, write_report
+from .summary import note_classes, note_layers, note_unknown, write_report
 
 COMMAND = "command"
 """What the ledger calls the command that a run goes on with."""
@@ -58,7 +59,8 @@ def search(
         A trained network whose forward pass takes (N, C, H, W) and gives logits (N, classes), or the path of a
         configuration file, which says everything (then ``data`` and ``budgets`` are left out).
     data
-        Whatever ``evaluators.sources.as_dataset`` takes (arrays, loaders, a mapping of splits), or a data set's name.
+        Whatever ``evaluators.sources.as_dataset`` takes (arrays, loaders, a mapping of splits), or a data set's name;
+        a network needs it.
     budgets
         Such as ``{"latency": "0.5x", "stored": "200kB", "error": "+1.0"}``; any subset.
     evaluations
@@ -97,15 +99,23 @@ def search(
     plain: dict[str, Any] = {"model": {"name": OWN_MODEL}, "budgets": dict(budgets or {}), **sections}
     if evaluations is not None:
         plain["search"] = {**plain.get("search", {}), "evaluations": evaluations}
-    if data is not None:
-        plain["data"] = {**plain.get("data", {}), "name": data if isinstance(data, str) else OWN_DATA}
+    if data is None:
+        raise InputError(
+            "a network alone is nothing to search on; give data: arrays, a loader, or a name such as 'digits'"
+        )
+    plain["data"] = {"name": data if isinstance(data, str) else OWN_DATA}
     config = make_config(plain)
-    given = Given(model, None if data is None or isinstance(data, str) else as_dataset(data, **data_options(config)))
+    given = Given(model, None if isinstance(data, str) else as_dataset(data, **data_options(config)))
     return run_search(config, Path(out or Path("runs") / type(model).__name__.lower()), listener, given)
 
 
 def resume(
-    directory: str | Path, *, model: nn.Module | None = None, data: object = None, listener: Listener | None = None
+    directory: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: object = None,
+    listener: Listener | None = None,
+    changes: Sequence[str] = (),
 ) -> Front:
     """Go on where a search stopped, whatever stopped it.
 
@@ -115,26 +125,42 @@ def resume(
         What ``search`` wrote to.
     model, data
         The same objects again, where the run was started with objects.
+    changes
+        Of ``pool`` alone, such as ``("pool.kind=in-process",)``: where the work is done changes no measurement.
 
     Raises
     ------
+    ConfigError
+        Where anything else is to be changed.
     RunDirectoryError
         Where there is no run, or none was a search, or its network was an object and none is given.
     """
     _check_searched(find_run(Path(directory))[0])
-    found = go_on(directory, model=model, data=data, listener=listener)
+    found = go_on(directory, model=model, data=data, listener=listener, changes=changes)
     assert isinstance(found, Front)
     return found
 
 
 def go_on(
-    directory: str | Path, *, model: nn.Module | None = None, data: object = None, listener: Listener | None = None
+    directory: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: object = None,
+    listener: Listener | None = None,
+    changes: Sequence[str] = (),
 ) -> Front | Profile | ExitsFound:
     """Go on with what was asked for in a directory: its search, or else its profile or early exits.
 
     The parameters and errors are those of ``resume``.
     """
     run, config = find_run(Path(directory))
+    for change in changes:
+        if change.partition("=")[0].strip().partition(".")[0] != "pool":
+            raise ConfigError(
+                f"--set {change}: a run goes on with its own configuration but for pool.*; search with another --out instead"
+            )
+    if changes:
+        config = make_config(config.model_dump(mode="json"), tuple(changes))
     if (config.model.name == OWN_MODEL and model is None) or (config.data.name == OWN_DATA and data is None):
         raise RunDirectoryError(
             f"the run in {directory} was started from Python with objects; give them again:"
@@ -212,8 +238,12 @@ def run_search(config: Config, out: Path, listener: Listener, given: Given | Non
     with open_session(config, out, listener, given, "search") as session:
         try:
             found = run_stages(session)
-        finally:
-            write_report(session.run, config, session.ledger)
+        except BaseException:
+            # What stopped the run is the error to tell.
+            with suppress(Exception):
+                write_report(session.run, config, session.ledger)
+            raise
+        write_report(session.run, config, session.ledger)
     return Front(session.run, config, found, given)
 
 
@@ -248,16 +278,21 @@ def open_session(
     config: Config, out: Path, listener: Listener, given: Given, command: str = "search"
 ) -> Iterator[Session]:
     """Everything prepared for a run in this directory, and its ledger open; the command is what it goes on with."""
+    searched = command != "exits"
     is_new = not RunDirectory(out).config.is_file()
-    run = open_run(out, config)
+    run = open_run(out, config, listener.say)
     try:
         with Ledger(run.path) as ledger:
             _note_command(ledger, command)
-            prepared = prepare(config, run, listener.say, given)
-            _claim(ledger, run, prepared)
+            prepared = prepare(config, run, listener.say, given, searched=searched)
+            # Measurements of shapes hang on a supernet besides, which nothing but their search trains.
+            _claim(
+                ledger, run, prepared, "context" if searched or config.space.shape is None else "context of the network"
+            )
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
+            note_unknown(ledger, profiled(prepared.bench.model, prepared.example).unknown_operations)
             if prepared.bench.supernet is not None:
                 note_classes(ledger, prepared.bench.supernet.num_classes, prepared.data.input_shape[0])
             yield Session(config, run, prepared, ledger, listener)
@@ -274,12 +309,12 @@ def _note_command(ledger: Ledger, command: str) -> None:
         ledger.set_meta(COMMAND, command)
 
 
-def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared) -> None:
+def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared, name: str) -> None:
     """Refuse a run whose measurements do not hold for what was prepared."""
     context = f"{VERSION} {prepared.context_hash}"
-    recorded = ledger.meta("context")
+    recorded = ledger.meta(name)
     if recorded is None:
-        ledger.set_meta("context", context)
+        ledger.set_meta(name, context)
     elif recorded != context:
         raise RunDirectoryError(
             f"{run.path} holds a run on another network or other data, or of another release; expected those it was"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -37,6 +38,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 ConfigFile = Annotated[Path, typer.Argument(help="A configuration file (see init and schema).", metavar="CONFIG")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a value: a.b=c. May be given more than once.")]
+PoolChanges = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change where the work is done: pool.b=c. May be given more than once."),
+]
 Directory = Annotated[Path, typer.Argument(help="A run directory.", metavar="DIR")]
 
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -91,7 +96,7 @@ def search(config: ConfigFile, out: Out = None, changes: Changes = None, as_json
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
-    again = f"paretopress resume {directory}"
+    again = f"paretopress resume {shlex.quote(str(directory))}"
     found = _listened(lambda listener: run_search(loaded, directory, listener), again)
     _show_front(directory, found.found, as_json)
 
@@ -104,8 +109,8 @@ def profile(config: ConfigFile, out: Out = None, changes: Changes = None, as_jso
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
-    again = f"paretopress profile {config} --out {directory}"
-    _show_profile(directory, _listened(lambda listener: build(loaded, directory, listener), again), as_json)
+    found = _listened(lambda listener: build(loaded, directory, listener), _again("profile", directory))
+    _show_profile(directory, found, as_json)
 
 
 @app.command(epilog="Example: `paretopress exits configs/cifar10_exits.yaml --out runs/exits`")
@@ -116,17 +121,18 @@ def exits(config: ConfigFile, out: Out = None, changes: Changes = None, as_json:
 
     directory = out or Path("runs") / config.stem
     loaded = load_config(config, tuple(changes or ()))
-    again = f"paretopress exits {config} --out {directory}"
-    _show_exits(directory, _listened(lambda listener: early_exits(loaded, directory, listener), again), as_json)
+    found = _listened(lambda listener: early_exits(loaded, directory, listener), _again("exits", directory))
+    _show_exits(directory, found, as_json)
 
 
 @app.command(epilog="Example: `paretopress resume runs/lenet5`")
-def resume(directory: Directory, as_json: Json = False) -> None:
+def resume(directory: Directory, changes: PoolChanges = None, as_json: Json = False) -> None:
     """Go on where a search, profile or exits stopped, whatever stopped it."""
     from .api import Front, go_on
     from .early_exits import ExitsFound
 
-    found = _listened(lambda listener: go_on(directory, listener=listener), f"paretopress resume {directory}")
+    again = f"paretopress resume {shlex.quote(str(directory))}"
+    found = _listened(lambda listener: go_on(directory, listener=listener, changes=changes or ()), again)
     if isinstance(found, Front):
         _show_front(directory, found.found, as_json)
     elif isinstance(found, ExitsFound):
@@ -181,8 +187,10 @@ def apply(
     data: Annotated[
         str, typer.Option(help="Data set whose training pictures calibrate activations and batch norms.")
     ] = "digits",
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels that pictures are scaled to.")] = None,
-    num_classes: Annotated[int | None, typer.Option(help="The network's outputs; its own number by default.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that pictures are scaled to.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="The network's outputs; its own number by default.")
+    ] = None,
     argument: Annotated[
         list[str] | None,
         typer.Option(help="For the network's constructor: name=value. May be given more than once."),
@@ -284,7 +292,7 @@ def run(arguments: list[str] | None = None) -> int:
         _errors.print(f"error: {error}", markup=False)
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
-        _errors.print(f"error: {error}; what was recorded is kept, mend it and resume", markup=False)
+        _errors.print(f"error: {error}; what was recorded is kept, mend that and give the command again", markup=False)
         return 1
     return 0
 
@@ -299,6 +307,12 @@ def _listened(work: Callable[[TerminalListener], Any], again: str) -> Any:
         except KeyboardInterrupt:
             _errors.print(f"stopped; nothing recorded is lost. Go on by: {again}")
             raise typer.Exit(1) from None
+
+
+def _again(command: str, directory: Path) -> str:
+    """How to go on with what has no command of its own for it: by the configuration that the directory keeps."""
+    kept = directory / "config.yaml"
+    return f"paretopress {command} {shlex.quote(str(kept))} --out {shlex.quote(str(directory))}"
 
 
 def _show_profile(directory: Path, found: Profile, as_json: bool) -> None:

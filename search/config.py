@@ -162,7 +162,11 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    return make_config(parse_yaml(text), overrides, str(path))
+    try:
+        plain = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return make_config(plain, overrides, str(path))
 
 
 def make_config(data: object, overrides: tuple[str, ...] = (), source: str = "configuration") -> Config:

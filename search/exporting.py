@@ -7,21 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load
 from torch import nn
 
 from ..evaluators.candidate import Candidate
 from ..evaluators.models import save_weights
+from ..policies.coding.container import MAGIC
 from ..policies.coding.press import breakdown
 from ..policies.errors import InputError, WorkError
 from ..policies.files import write_bytes, write_text
 from ..policies.version import VERSION
 from .config import load_config
 from .front import FrontData, Member
-from .ledger import Ledger
+from .ledger import LEDGER_FILE, Ledger
 from .rundir import RunDirectory, read_json, sha256
 
 TARGETS = ("onnx", "press", "bundle", "safetensors")
+CARD = "card.json"
 _BY_ENDING = {".onnx": "onnx", ".press": "press", ".safetensors": "safetensors", "": "bundle"}
 
 
@@ -31,11 +36,12 @@ def target_of(path: Path, to: str | None) -> str:
     Raises
     ------
     InputError
-        Where the target is unknown.
+        Where the target is unknown, or something else lies there.
     """
     target = to or _BY_ENDING.get(path.suffix, "")
     if target not in TARGETS:
         raise InputError(f"expected --to {', '.join(TARGETS)}; got '{to or path.suffix}'")
+    check_target(path, target)
     return target
 
 
@@ -92,14 +98,57 @@ def write_candidate(candidate: Candidate, path: Path) -> Path:
 
 
 def check_ending(path: Path) -> None:
-    """Raise ``InputError`` where a path ends neither in ``.onnx`` nor in ``.press``."""
+    """Raise ``InputError`` where nothing can be written to a path by its ending, ``.onnx`` or ``.press``."""
     if path.suffix not in (".onnx", ".press"):
         raise InputError(f"--out: expected a path that ends in .onnx or .press, got '{path.name}'")
+    check_target(path, _BY_ENDING[path.suffix])
+
+
+def check_target(path: Path, target: str) -> None:
+    """Refuse to write over anything but an earlier export of the same kind.
+
+    Raises
+    ------
+    InputError
+        Where the path exists and is something else or part of a run, or its ending is another target's.
+    """
+    if path.suffix and _BY_ENDING.get(path.suffix, target) != target:
+        raise InputError(f"--out: {path.name} ends as {_BY_ENDING[path.suffix]} files do; leave out --to {target}")
+    if not path.exists():
+        return
+    if target == "bundle":
+        if not path.is_dir() or any(path.iterdir()):
+            raise InputError(f"--out: {path} exists; a bundle is a directory of its own, choose another")
+    elif any((folder / name).is_file() for folder in path.resolve().parents for name in (LEDGER_FILE, CARD)):
+        raise InputError(f"--out: {path} is part of a run or a bundle, which needs it; choose another")
+    elif not path.is_file() or not _IS[target](path.read_bytes()):
+        raise InputError(f"--out: {path} exists and is no {target} file; choose another or remove it")
+
+
+def _is_onnx(content: bytes) -> bool:
+    try:
+        return bool(onnx.load_model_from_string(content).graph.node)
+    except Exception:  # of junk the parser may raise anything
+        return False
+
+
+def _is_press(content: bytes) -> bool:
+    return content.startswith(MAGIC)
+
+
+def _is_safetensors(content: bytes) -> bool:
+    try:
+        return bool(load(content))
+    except SafetensorError:
+        return False
+
+
+_IS = {"onnx": _is_onnx, "press": _is_press, "safetensors": _is_safetensors}
 
 
 def _write_bundle(run: RunDirectory, found: FrontData, member: Member, path: Path) -> Path:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--out: {path} exists; a bundle is a directory of its own, choose another")
+    if not run.reference.is_file():
+        raise WorkError(f"{run.reference} is missing; 'paretopress resume {run.path}' makes it again")
     files = {name: measured_file(run, member, name) for name in ("model.onnx", "model.press")}
     files["reference.onnx"] = run.reference.read_bytes()
     for name, content in files.items():
@@ -107,7 +156,7 @@ def _write_bundle(run: RunDirectory, found: FrontData, member: Member, path: Pat
     write_text(path / "policy.yaml", member.policy.to_yaml())
     write_text(path / "config.yaml", _portable_config(run))
     card = report_card(run, found, member, files)
-    write_text(path / "card.json", json.dumps(card, indent=2) + "\n")
+    write_text(path / CARD, json.dumps(card, indent=2) + "\n")
     return path
 
 

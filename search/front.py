@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluators.base import METRICS
-from ..policies.errors import InputError, RunDirectoryError
+from ..policies.errors import InputError, PolicyError, RunDirectoryError
 from ..policies.files import write_text
 from ..policies.policy import Policy
 from .budgets import Limit
@@ -21,6 +21,8 @@ from .pareto import knee
 from .rundir import read_json
 
 LOGARITHMIC = tuple(name for name in METRICS if name != "error_pct")
+SHOWN = ("error_pct", "stored_bytes", "onnx_bytes", "latency_ratio")
+"""Figures that every member of a front and the dense network have."""
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -127,7 +129,8 @@ class FrontData:
         if match is None:
             return self._by_id(choice)
         metric, sign, number = match.groups()
-        known = [name for name, value in self.members[0].metrics.items() if isinstance(value, int | float)]
+        given = [{name for name, value in m.metrics.items() if isinstance(value, int | float)} for m in self.members]
+        known = [name for name in self.members[0].metrics if all(name in names for names in given)]
         if metric not in known:
             raise InputError(f"--pick: unknown metric '{metric}'; known: {', '.join(known)}")
         fitting = [m for m in self.members if _OPERATORS[sign](m.metrics[metric], _number(number))]
@@ -167,14 +170,20 @@ class FrontData:
         RunDirectoryError
             Where it is missing or damaged.
         """
-        content = read_json(path)
         try:
-            members = tuple(_member(entry) for entry in content["front"])
-            return cls(content["baseline"], content["budgets"], tuple(content["objectives"]), members)
-        except (KeyError, TypeError) as error:
-            raise RunDirectoryError(
-                f"{path} is no front of this release: {error!r} is missing; resume the run"
-            ) from error
+            content = _section(read_json(path), "its content")
+            found = cls(
+                _measured(content["baseline"], "baseline"),
+                _section(content["budgets"], "budgets"),
+                tuple(content["objectives"]),
+                tuple(_member(_section(entry, "a member")) for entry in content["front"]),
+            )
+            for member in found:
+                _measured(member.metrics, f"the metrics of {member.id}", found.objectives)
+            return found
+        except (KeyError, TypeError, ValueError, PolicyError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise RunDirectoryError(f"{path} is no front of this release: {reason}; resume the run") from error
 
 
 def scaled(values: np.ndarray, objectives: Sequence[str]) -> np.ndarray:
@@ -196,9 +205,25 @@ def violations(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str,
     return {limit.metric: v for limit in limits if (v := limit.violation(metrics)) > 0}
 
 
+def _section(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what}: expected names with values, got a {type(value).__name__}")
+    return value
+
+
+def _measured(value: Any, what: str, more: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Metrics with those that every command shows, and more."""
+    metrics = _section(value, what)
+    for name in (*SHOWN, *more):
+        if isinstance(figure := metrics.get(name), bool) or not isinstance(figure, int | float):
+            raise ValueError(f"{what}: expected a number as {name}, got {figure!r}")
+    return metrics
+
+
 def _member(entry: Mapping[str, Any]) -> Member:
     policy, controls = Policy.from_dict(entry["policy"]), entry.get("controls", {})
-    return Member(entry["id"], policy, entry["feasible"], entry["metrics"], entry["misses"], entry["rung"], controls)
+    metrics, misses = _section(entry["metrics"], "metrics"), _section(entry["misses"], "misses")
+    return Member(str(entry["id"]), policy, bool(entry["feasible"]), metrics, misses, entry["rung"], controls)
 
 
 def _number(text: str) -> float:

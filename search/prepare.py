@@ -29,13 +29,14 @@ from ..policies.architectures import SHAPED
 from ..policies.architectures.shapes import FAMILY, network_of
 from ..policies.coding.press import encode
 from ..policies.coding.tensors import DenseTensor
-from ..policies.errors import ConfigError, ModelError
+from ..policies.errors import ConfigError
 from ..policies.export.onnx import export_onnx
 from ..policies.graph import ModelGraph
 from ..policies.loading import described
 from ..policies.policy import Policy
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
 from ..spaces.shapes import ShapeSpace
+from .checking import check_outputs
 from .config import Config
 from .labelling import labelled_by
 from .rundir import RunDirectory
@@ -97,8 +98,15 @@ class Prepared:
         return self.data.preprocess(self.data.calibration.images[:1])
 
 
-def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = None) -> Prepared:
+def prepare(
+    config: Config, run: RunDirectory, say: Say, given: Given | None = None, *, searched: bool = True
+) -> Prepared:
     """Load, train where a recipe says so, trace and export the dense network.
+
+    Parameters
+    ----------
+    searched
+        Whether policies will be tried: where not, no supernet is trained for a space of shapes.
 
     Raises
     ------
@@ -114,7 +122,7 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
         given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
     model = model.eval()
-    _check_outputs(model, data)
+    check_outputs(model, data)
     example = data.preprocess(data.calibration.images[:1])
     graph = ModelGraph.trace(model, example)
     reference = export_onnx(model, example, calibration=None)
@@ -125,7 +133,7 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
     settings = replace(_settings(config), hint=hint, network=network)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
     stored = _stored_otherwise(settings)
-    space, supernet, held = _space(config, data, model, graph, reference, run, say)
+    space, supernet, held = _space(config, data, model, graph, reference, run, say, searched)
     taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
     known = f"{data.digest()}{_weights_digest(model)}{settings}{stored}{taught}{held}"
     context = hashlib.sha256(known.encode()).hexdigest()
@@ -137,7 +145,14 @@ def prepare(config: Config, run: RunDirectory, say: Say, given: Given | None = N
 
 
 def _space(
-    config: Config, data: DataSet, model: nn.Module, graph: ModelGraph, reference: bytes, run: RunDirectory, say: Say
+    config: Config,
+    data: DataSet,
+    model: nn.Module,
+    graph: ModelGraph,
+    reference: bytes,
+    run: RunDirectory,
+    say: Say,
+    searched: bool,
 ) -> tuple[LayerwiseSpace | ShapeSpace, Supernet | None, str]:
     """What is searched, the supernet where that is the network's shape, and the supernet's digest."""
     if config.space.shape is None:
@@ -145,6 +160,8 @@ def _space(
     if config.search.sampler == "bank":
         say(f"space.shape: the sampler bank is of one network's layers; shapes are asked of {config.sampler}")
     space = shape_space(config, model, data.preprocess(data.calibration.images[:1]), say)
+    if not searched:
+        return space, None, ""
     supernet = make_supernet(config, data, model, reference, space, run, say)
     return space, supernet, _weights_digest(supernet.model)
 
@@ -179,6 +196,7 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
         load_weights(model, str(run.weights))
     elif section.train is not None:
         recipe, seed, shown = section.train, config.seed, data.without_test()
+        _check_before_training(model.eval(), shown)
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
 
         def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
@@ -352,23 +370,12 @@ def _workers(config: Config) -> tuple[int, int]:
     return workers, max(1, cores // workers)
 
 
-def _check_outputs(model: nn.Module, data: DataSet) -> None:
-    x = data.preprocess(data.calibration.images[:1])
-    try:
-        with torch.no_grad():
-            outputs = model(x)
-    except Exception as error:
-        raise ModelError(
-            f"the network fails on pictures of shape {tuple(x.shape)}: {error}; check data.image_size and the channels"
-        ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ModelError(f"expected a classifier that gives logits (N, classes); the network gives {came}")
-    highest = int(data.train.labels.max(initial=0))
-    if outputs.shape[1] <= highest:
-        raise ModelError(
-            f"the network has {outputs.shape[1]} outputs but the data has the label {highest}; set model.num_classes"
-        )
+def _check_before_training(model: nn.Module, data: DataSet) -> None:
+    """Refuse what could not be searched once it is trained."""
+    check_outputs(model, data)
+    example = data.preprocess(data.calibration.images[:1])
+    ModelGraph.trace(model, example)
+    export_onnx(model, example, calibration=None)
 
 
 def _weights_digest(model: nn.Module) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,16 @@ from ..evaluators.cores import available_cores
 from ..policies.errors import RunDirectoryError
 from ..policies.files import write_text
 from .config import Config, load_config
+from .database import locked
+from .ledger import LEDGER_FILE, LOCK_FILE, Ledger
+
+_NETWORK = ("model", "data", "quality", "seed")
+_TRAINED = {
+    "dense": ("training.safetensors", _NETWORK),
+    "supernet": ("supernet-training.safetensors", (*_NETWORK, "space")),
+    "exits": ("exits-training.safetensors", (*_NETWORK, "exits")),
+}
+"""Weights that a run trains -> where an unfinished training is kept, and the sections that it follows from."""
 
 VERSIONED = (
     "paretopress",
@@ -112,8 +124,11 @@ class RunDirectory:
         return all(path.is_file() and sha256(path.read_bytes()) == digest for path, digest in files)
 
 
-def open_run(path: Path, config: Config) -> RunDirectory:
+def open_run(path: Path, config: Config, say: Callable[[str], None] = lambda _: None) -> RunDirectory:
     """Make the directory, or take up the run that lies there.
+
+    A run that measured nothing yet goes on with whatever configuration is given; any run does so with another ``pool``,
+    which says where its work is done.
 
     Raises
     ------
@@ -122,12 +137,7 @@ def open_run(path: Path, config: Config) -> RunDirectory:
     """
     run = RunDirectory(path)
     if run.config.is_file():
-        differing = _differing(config.model_dump(mode="json"), load_config(run.config).model_dump(mode="json"))
-        if differing:
-            raise RunDirectoryError(
-                f"{path} holds a run of another configuration; differing: {', '.join(differing[:8])}."
-                " Choose another --out, or go on with it as it was by 'paretopress resume'"
-            )
+        _reconfigure(run, config, say)
         return run
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunDirectoryError(
@@ -139,6 +149,51 @@ def open_run(path: Path, config: Config) -> RunDirectory:
         raise RunDirectoryError(f"cannot make {path}: {error.strerror}; choose another --out") from error
     write_text(run.config, config.to_yaml())
     return run
+
+
+def _reconfigure(run: RunDirectory, config: Config, say: Callable[[str], None]) -> None:
+    """Put the configuration in place of the run's own, where what is recorded holds for it as well."""
+    differing = _differing(config.model_dump(mode="json"), load_config(run.config).model_dump(mode="json"))
+    if not differing:
+        return
+    with locked(run.path, LOCK_FILE):
+        elsewhere = [path for path in differing if path.partition(".")[0] != "pool"]
+        if elsewhere and _has_measured(run):
+            raise RunDirectoryError(
+                f"{run.path} holds a run of another configuration; differing: {', '.join(elsewhere[:8])}."
+                " Choose another --out, or go on with it as it was by 'paretopress resume'"
+            )
+        if elsewhere:
+            say(f"{run.path} holds a run that measured nothing; it goes on with another {', '.join(elsewhere[:8])}")
+            _clear(run, {path.partition(".")[0] for path in elsewhere}, say)
+        write_text(run.config, config.to_yaml())
+
+
+def _has_measured(run: RunDirectory) -> bool:
+    """Whether anything but the dense network was measured; what a run without a ledger did is not known."""
+    if not (run.path / LEDGER_FILE).is_file():
+        return any(path.exists() for path in (run.front, run.path / "exits.json", run.path / "artefacts"))
+    with Ledger.read(run.path) as ledger:
+        return any(row.origin != "dense" for row in ledger.rows(state="done"))
+
+
+def _clear(run: RunDirectory, changed: set[str], say: Callable[[str], None]) -> None:
+    """Remove what a run without measurements recorded; weights that it trained stay, aside where they no longer serve."""
+    for path in run.path.glob(f"{LEDGER_FILE}*"):
+        path.unlink()
+    trials = {path.name: path for path in run.trials.glob("*")}
+    for weights, (unfinished, sections) in _TRAINED.items():
+        if changed.isdisjoint(sections):
+            trials.pop(weights, None)
+            continue
+        (run.path / unfinished).unlink(missing_ok=True)
+        finished = run.path / f"{weights}.safetensors"
+        if finished.is_file():
+            aside = next(p for n in count(1) if not (p := run.path / f"{weights}-{n}.safetensors").exists())
+            say(f"{finished} is of another recipe; it is kept as {aside.name}")
+            finished.rename(aside)
+    for path in trials.values():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def discard_unused(run: RunDirectory) -> None:

@@ -39,6 +39,11 @@ def note_layers(ledger: Ledger, graph: ModelGraph) -> None:
     ledger.set_meta("layers", json.dumps(layers))
 
 
+def note_unknown(ledger: Ledger, operations: Sequence[str]) -> None:
+    """Record the dense network's operations whose cost is not known; evaluations hold their number alone."""
+    ledger.set_meta("unknown_operations", json.dumps(operations))
+
+
 def note_classes(ledger: Ledger, num_classes: int, in_channels: int) -> None:
     """Record what networks of searched shapes read and give, for the same reason."""
     ledger.set_meta("classes", json.dumps([num_classes, in_channels]))
@@ -80,6 +85,7 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
         seconds_total=_seconds(rows),
         left_dense=json.loads(ledger.meta("left_dense") or "{}"),
         unreachable=ledger.meta("unreachable") or "",
+        unknown_operations=json.loads(ledger.meta("unknown_operations") or "[]"),
         shaped_layers={e["id"]: shown for e in front if (shown := _shaped(ledger, e["policy"]))},
         stored_parts=_stored_parts(run, [entry["id"] for entry in front]),
     )

@@ -54,6 +54,8 @@ class ReportData:
         What the bank said about budgets that none of its policies keeps; empty otherwise.
     stored_parts
         Bytes of the stored file by what they hold, for each entry of the front by its id whose file is there.
+    unknown_operations
+        Operations of the dense network whose cost is not known.
     shaped_layers
         The same as ``layers`` for each entry of the front by its id whose policy sets the network's shape.
     """
@@ -73,6 +75,7 @@ class ReportData:
     left_dense: Mapping[str, str] = field(default_factory=dict)
     unreachable: str = ""
     stored_parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    unknown_operations: Sequence[str] = ()
     shaped_layers: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
 

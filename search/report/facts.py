@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...evaluators.base import METRICS
@@ -31,10 +32,16 @@ def cell(data: ReportData, metrics: Record, metric: str) -> Cell:
     text = value_text(metric, value)
     if value is None:
         return Cell(text)
-    unknown = metrics.get("unknown_operations") or []
+    unknown = number(metrics, "unknown_operations")
     if unknown and metric in ("macs", "energy_uj_estimate"):
-        return Cell(f"at least {text}", f"cost not known: {', '.join(map(str, unknown))}", value)
+        return Cell(f"at least {text}", _not_known(round(unknown), data.unknown_operations), value)
     return Cell(text, _note(metric, value, dense, interval(metrics, metric)), value)
+
+
+def _not_known(count: int, of_dense: Sequence[str]) -> str:
+    """The operations whose cost is not known: by name where they are as many as the dense network has, else their number."""
+    told = ", ".join(of_dense) if count == len(of_dense) else f"{count} operation{'s' * (count > 1)}"
+    return f"cost not known: {told}"
 
 
 def _note(metric: str, value: float, dense: float | None, bounds: tuple[float, float] | None) -> str:

@@ -91,6 +91,26 @@ def test_a_fused_kernel_is_reported(layer):
     assert counted(layer, 3, size).unknown_operations
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.PReLU(),
+        nn.GLU(1),
+        nn.CELU(),
+        nn.LocalResponseNorm(2),
+        nn.ReplicationPad2d(1),
+        nn.CircularPad2d(1),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+        nn.PixelUnshuffle(2),
+        nn.Softshrink(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_what_only_moves_or_compares_numbers_is_known_to_multiply_nothing(layer):
+    found = counted(layer, 4, 8, 8)
+    assert (found.macs, found.unknown_operations) == (0, ())
+
+
 def test_macs_of_8_bit_layers_are_told_apart():
     found = counted(LeNet5(), 1, 28, 28, int8=("conv1", "fc1"))
     assert (found.macs, found.int8_macs) == (2_293_000, 288_000 + 400_000)

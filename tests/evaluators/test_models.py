@@ -96,6 +96,15 @@ def test_the_users_own_function_gets_what_it_takes(user_module: Callable[[str], 
         build_model("no_such_module_of_mine:net")
 
 
+def test_a_users_function_or_module_that_leaves_python_is_an_error_of_it(user_module: Callable[[str], str]) -> None:
+    leaving = user_module("import sys\ndef net():\n    sys.exit(0)\n")
+    with pytest.raises(ModelError, match=rf"network '{leaving}:net' cannot be built with \(\): SystemExit: 0"):
+        build_model(f"{leaving}:net")
+    gone = user_module("import sys\nsys.exit(0)\n")
+    with pytest.raises(ModelError, match=f"cannot import '{gone}' for '{gone}:net': SystemExit: 0"):
+        build_model(f"{gone}:net")
+
+
 @pytest.mark.parametrize("form", ["safetensors", "plain", "state_dict", "model", "parallel"])
 def test_saved_weights_come_back(tmp_path: Path, form: str) -> None:
     source, target = build_model("family:digits_cnn", seed=5), digits()
@@ -149,6 +158,15 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         load_weights(digits(), tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.bool])
+def test_integers_are_not_taken_for_weights(tmp_path: Path, kind: torch.dtype) -> None:
+    state = digits().state_dict()
+    state["fc2.weight"] = state["fc2.weight"].to(kind)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=f"fc2.weight: expected float32, came {str(kind).removeprefix('torch.')}"):
+        load_weights(digits(), tmp_path / "w.safetensors")
+
+
 class Malicious:
     """Unpickled without restriction, it makes a file."""
 
@@ -174,6 +192,8 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, suffix: 
     [
         ("w.pt", b"", "damaged"),
         ("w.pt", b"PK\x03\x04 cut short", "damaged"),
+        *(("w.pt", bytes([letter]) * 300, "damaged") for letter in b"a(c}tRbK"),
+        ("w.pt", b"abc" * 100, "damaged"),
         ("w.safetensors", b"", "damaged"),
         ("w.safetensors", b"\xff" * 64, "damaged"),
         ("w.bin", b"abc", "safetensors, .pt or .pth"),

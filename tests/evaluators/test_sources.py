@@ -212,6 +212,7 @@ def test_the_users_own_function_gives_the_data(tmp_path: Path, monkeypatch: pyte
         "def pair():\n    return np.zeros((20, 1, 4, 4), np.uint8), np.arange(20) % 2\n"
         "def parts():\n    return pair(), pair()\n"
         "def broken():\n    raise KeyError('disk')\n"
+        "def leaving():\n    raise SystemExit(0)\n"
     )
     name = f"data_{hashlib.md5(text.encode()).hexdigest()[:8]}"
     (tmp_path / f"{name}.py").write_text(text)
@@ -221,6 +222,8 @@ def test_the_users_own_function_gives_the_data(tmp_path: Path, monkeypatch: pyte
     assert len(load_data(f"{name}:parts").test or ()) == 20
     with pytest.raises(DataError, match="the function failed: KeyError: 'disk'"):
         load_data(f"{name}:broken")
+    with pytest.raises(DataError, match="the function failed: SystemExit: 0"):
+        load_data(f"{name}:leaving")
 
 
 @pytest.mark.parametrize(("name", "hint"), [("minst", "did you mean mnist"), ("cifar100", "did you mean cifar10")])

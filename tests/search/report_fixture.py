@@ -71,7 +71,7 @@ def metrics(rng: random.Random, strength: float, penalty: float, share: float = 
         "params": int(DENSE_PARAMS / (2 + 14 * strength)),
         "peak_memory_bytes": int(DENSE_MEMORY * (1 - 0.3 * strength)),
         "energy_uj_estimate": round(DENSE_ENERGY / (3 + 8 * strength), 2),
-        "unknown_operations": [],
+        "unknown_operations": 0,
     }
 
 

@@ -93,6 +93,14 @@ def test_help_and_the_version_are_no_errors(capsys: pytest.CaptureFixture[str]) 
             ["apply", "p", "--model", "m", "--weights", "w", "--out", "o.onnx", "--image-size", "big"],
             "Invalid value for '--image-size'",
         ),
+        (
+            ["apply", "p", "--model", "m", "--weights", "w", "--out", "o.onnx", "--image-size", "0"],
+            "Invalid value for '--image-size'",
+        ),
+        (
+            ["apply", "p", "--model", "m", "--weights", "w", "--out", "o.onnx", "--num-classes", "-2"],
+            "Invalid value for '--num-classes'",
+        ),
     ],
 )
 def test_wrong_options_are_wrong_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

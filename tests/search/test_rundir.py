@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from paretopress.policies.errors import ConfigError, RunDirectoryError
-from paretopress.search.config import make_config
-from paretopress.search.ledger import Ledger
+from paretopress.policies.policy import Policy
+from paretopress.search.config import Config, make_config
+from paretopress.search.ledger import EvaluationKey, Ledger
 from paretopress.search.rundir import (
     RunDirectory,
     discard_unused,
@@ -39,16 +41,86 @@ def test_the_run_of_the_same_configuration_is_taken_up(tmp_path: Path) -> None:
     assert run.config.read_bytes() == before and (run.path / "ledger.sqlite").read_text() == "precious"
 
 
+def changed(*changes: str) -> Config:
+    return make_config(CONFIG.model_dump(), changes)
+
+
+def measure(run: RunDirectory, origin: str = "sampler") -> None:
+    """Record an evaluation."""
+    key = EvaluationKey(Policy().digest, "screen", "0" * 64, 0, "0.1.0")
+    with Ledger(run.path) as ledger:
+        ledger.register(key, Policy().to_json(), origin)
+        ledger.complete(ledger.lease(key, time.time()), {"error_pct": 1.0}, {}, {}, "here", {})
+
+
 def test_a_run_of_another_configuration_is_refused_and_left_alone(tmp_path: Path) -> None:
     run = open_run(tmp_path, CONFIG)
+    measure(run)
     before = run.config.read_bytes()
-    other = make_config(CONFIG.model_dump(), ("seed=3", "budgets.stored=9kB", "model.train.epochs=2"))
     with pytest.raises(RunDirectoryError) as caught:
-        open_run(tmp_path, other)
+        open_run(tmp_path, changed("seed=3", "budgets.stored=9kB", "model.train.epochs=2", "pool.workers=1"))
     assert "another configuration; differing: budgets.stored, model.train.epochs, seed. Choose another --out" in str(
         caught.value
     )
     assert run.config.read_bytes() == before
+
+
+def test_a_run_goes_on_with_another_pool(tmp_path: Path) -> None:
+    run = open_run(tmp_path, CONFIG)
+    measure(run)
+    open_run(tmp_path, changed("pool.kind=ray", "pool.workers=1"))
+    found = find_run(tmp_path)[1].pool
+    assert (found.kind, found.workers) == ("ray", 1)
+    with Ledger.read(tmp_path) as ledger:
+        assert ledger.rows(state="done")
+
+
+def begun(path: Path) -> RunDirectory:
+    """A run that trained its network, wrote what comes before the search, and measured the dense network alone."""
+    run = open_run(path, CONFIG)
+    measure(run, "dense")
+    for name in ("environment.json", "reference.onnx", "report.html", "dense.safetensors", "training.safetensors"):
+        (path / name).write_text(name)
+    (path / "trials" / "dense").mkdir(parents=True)
+    return run
+
+
+def test_a_run_that_measured_nothing_goes_on_with_another_configuration_and_its_trained_weights(tmp_path: Path) -> None:
+    run, said = begun(tmp_path), []
+    open_run(tmp_path, changed("exits.lr=0.01", "search.evaluations=7"), said.append)
+    assert find_run(tmp_path)[1].search.evaluations == 7
+    assert run.weights.read_text() == "dense.safetensors" and (run.trials / "dense").is_dir()
+    assert said == [
+        f"{tmp_path} holds a run that measured nothing; it goes on with another exits.lr, search.evaluations"
+    ]
+    with Ledger(tmp_path) as ledger:
+        assert not ledger.rows() and ledger.meta("context") is None
+
+
+def test_trained_weights_of_another_recipe_are_kept_aside_and_unfinished_ones_removed(tmp_path: Path) -> None:
+    run, said = begun(tmp_path), []
+    open_run(tmp_path, changed("model.train.epochs=2"), said.append)
+    assert not run.weights.exists() and (tmp_path / "dense-1.safetensors").read_text() == "dense.safetensors"
+    assert not (tmp_path / "training.safetensors").exists() and not (run.trials / "dense").exists()
+    assert said[1:] == [f"{run.weights} is of another recipe; it is kept as dense-1.safetensors"]
+    run.weights.write_text("second")
+    open_run(tmp_path, changed("model.train.epochs=3"))
+    assert sorted(path.name for path in tmp_path.glob("dense*")) == ["dense-1.safetensors", "dense-2.safetensors"]
+
+
+def test_a_run_that_another_driver_works_on_is_not_taken_over(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    before = run.config.read_bytes()
+    with Ledger(tmp_path), pytest.raises(RunDirectoryError, match="another driver is working on"):
+        open_run(tmp_path, changed("seed=3"))
+    assert run.config.read_bytes() == before and run.weights.is_file()
+
+
+def test_a_finished_run_that_lost_its_ledger_is_not_taken_over(tmp_path: Path) -> None:
+    run = open_run(tmp_path, CONFIG)
+    run.front.write_text("{}")
+    with pytest.raises(RunDirectoryError, match="holds a run of another configuration"):
+        open_run(tmp_path, changed("seed=3"))
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -71,8 +143,9 @@ def test_a_damaged_configuration_of_a_run_is_refused(text: str, tmp_path: Path) 
     run = open_run(tmp_path, CONFIG)
     run.config.write_text(text)
     for take_up in (lambda: open_run(tmp_path, CONFIG), lambda: find_run(tmp_path)):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError) as caught:
             take_up()
+        assert str(run.config) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])

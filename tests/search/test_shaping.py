@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 from paretopress.policies.architectures.shapes import network_of
 from paretopress.policies.policy import Policy
+from paretopress.search import api
 from paretopress.search.api import open_front, slimmable
 from paretopress.search.cli import run
 from paretopress.search.config import make_config
 from paretopress.search.prepare import dense_network, read_data
-from paretopress.search.rundir import RunDirectory
+from paretopress.search.rundir import RunDirectory, find_run
 from paretopress.search.verifying import verify_bundle
 from paretopress.tests.search.runs import rows, write_config
 
@@ -160,6 +162,19 @@ def test_sensitivity_curves_of_shapes_are_refused(tmp_path: Path, one_core: None
         code = run(["profile", str(path), "--out", str(tmp_path / "run")])
     assert code == 2
     assert "sensitivity curves are of one network's layers" in " ".join(stderr.getvalue().split())
+
+
+def test_early_exits_train_no_supernet_and_leave_the_search_its_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Path(shutil.copytree(finished, tmp_path / "run"))
+    (directory / "supernet.safetensors").rename(tmp_path / "supernet.safetensors")
+    monkeypatch.setattr(api, "find_exits", lambda session: session.prepared.bench.supernet)
+    assert api.early_exits(find_run(directory)[1], directory) is None
+    assert not (directory / "supernet.safetensors").exists()
+    (tmp_path / "supernet.safetensors").rename(directory / "supernet.safetensors")
+    before = rows(directory)
+    assert run(["resume", str(directory)]) == 0 and rows(directory) == before
 
 
 def test_shapes_are_left_to_tpe_where_no_sampler_is_named() -> None:
