@@ -17,6 +17,7 @@ NAMES = [
     "ParetopressError",
     "Policy",
     "__version__",
+    "load",
     "open_front",
     "resume",
     "search",
