@@ -196,7 +196,7 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
         load_weights(model, str(run.weights))
     elif section.train is not None:
         recipe, seed, shown = section.train, config.seed, data.without_test()
-        _check_before_training(model.eval(), shown)
+        _check_before_training(config, model.eval(), shown)
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
 
         def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
@@ -370,12 +370,14 @@ def _workers(config: Config) -> tuple[int, int]:
     return workers, max(1, cores // workers)
 
 
-def _check_before_training(model: nn.Module, data: DataSet) -> None:
+def _check_before_training(config: Config, model: nn.Module, data: DataSet) -> None:
     """Refuse what could not be searched once it is trained."""
     check_outputs(model, data)
     example = data.preprocess(data.calibration.images[:1])
-    ModelGraph.trace(model, example)
+    graph = ModelGraph.trace(model, example)
     export_onnx(model, example, calibration=None)
+    if config.space.shape is None:
+        make_space(config.space, graph, model)
 
 
 def _weights_digest(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from paretopress.policies.errors import ModelError
+from paretopress.policies.errors import ConfigError, ModelError
 from paretopress.search.config import make_config
 from paretopress.search.prepare import dense_network, read_data
 from paretopress.search.rundir import RunDirectory
@@ -70,3 +70,19 @@ def test_a_network_that_cannot_be_searched_is_refused_before_it_is_trained(
     with pytest.raises(ModelError, match=message):
         dense_network(config, read_data(config, said.append), RunDirectory(tmp_path / "run"), said.append)
     assert not said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"rules": [{"layers": "nope", "sparsity": [0.5, 0.2]}]}, "space.rules.0: 'nope' matches no layer"),
+        ({"precision": ["float32"], "sparsity": [0.0], "channels": [1.0]}, "every menu has one option"),
+    ],
+)
+def test_a_space_that_does_not_fit_the_network_is_refused_before_it_is_trained(
+    space: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    config, said = make_config(small(space=space)), list[str]()
+    with pytest.raises(ConfigError, match=message):
+        dense_network(config, read_data(config, said.append), RunDirectory(tmp_path), said.append)
+    assert not said and not list(tmp_path.iterdir())
