@@ -6,7 +6,6 @@ goes on from what was recorded.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -77,10 +76,10 @@ def dispatching(session: Session) -> Iterator[Dispatcher]:
 def training(session: Session, stage: str, scheduler: Scheduler = "none") -> Iterator[Dispatcher]:
     """The same for a stage's trainings, as trials of Ray Tune; what they kept is removed when all is recorded."""
     settings, prepared, recovery = session.config.pool, session.prepared, session.config.recovery
-    factory, kept = CandidateFactory(prepared.bench), session.run.trials / stage
+    factory = CandidateFactory(prepared.bench)
     with TunePool(
         factory,
-        kept,
+        session.run.trials / stage,
         prepared.workers,
         prepared.threads,
         settings.address,
@@ -90,7 +89,7 @@ def training(session: Session, stage: str, scheduler: Scheduler = "none") -> Ite
         # Layers of the bank need not be compressed again.
         pool.share(Banking(session).files())
         yield _dispatcher(session, pool)
-    shutil.rmtree(kept, ignore_errors=True)
+    session.run.drop_trials(stage)
 
 
 def _dispatcher(session: Session, pool: Pool) -> Dispatcher:

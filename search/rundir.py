@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import count
@@ -94,8 +95,14 @@ class RunDirectory:
 
     @property
     def trials(self) -> Path:
-        """What trainings keep while they run as trials."""
+        """What trainings keep while they run as trials, a folder for each stage."""
         return self.path / "trials"
+
+    def drop_trials(self, stage: str) -> None:
+        """Remove what a stage's trials kept, whose results are recorded; the others' stays."""
+        shutil.rmtree(self.trials / stage, ignore_errors=True)
+        with suppress(OSError):
+            self.trials.rmdir()
 
     @property
     def early(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,11 +39,10 @@ def train_network(
         say(f"  epoch {epoch}/{task.epochs}: loss {loss:.4f}")
 
     if settings.train == "tune":
-        kept = run.trials / weights.stem
-        done = _trial(task, weights.stem, settings, kept, told)
+        done = _trial(task, weights.stem, settings, run.trials / weights.stem, told)
         write_bytes(weights, _weights(done, weights.stem))
         load_weights(task.model, weights)
-        shutil.rmtree(kept, ignore_errors=True)
+        run.drop_trials(weights.stem)
         return
     # No worker is at work yet: all cores are free.
     with all_cores():

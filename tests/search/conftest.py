@@ -17,10 +17,11 @@ def one_core() -> Iterator[None]:
 
     A network of 50 microseconds is timed beside whatever else runs there, so verification allows for more than its tenth.
     """
+    from paretopress.evaluators import cores
     from paretopress.search import prepare, trainings, verifying
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (prepare, trainings, verifying):
+        for module in (cores, prepare, trainings, verifying):
             patch.setattr(module, "available_cores", lambda: 1)
         patch.setattr(verifying, "LATENCY_TOLERANCE", 2.0)
         yield

@@ -193,7 +193,7 @@ def test_a_bundle_is_never_written_over_something(finished: Finished, tmp_path: 
     for place in (tmp_path / "mine", tmp_path):
         with pytest.raises(InputError, match="exists; a bundle is a directory of its own, choose another"):
             best.export(place, "bundle")
-    with pytest.raises(InputError, match=r"expected --to onnx, press, bundle; got '\.pt'"):
+    with pytest.raises(InputError, match=r"expected --to onnx, press, bundle, safetensors; got '\.pt'"):
         best.export(tmp_path / "model.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

@@ -140,7 +140,7 @@ def test_weights_and_outputs_that_do_not_fit_are_refused_by_number(
         read(str(trained), str(tmp_path / "nowhere.safetensors"))
     with pytest.raises(ModelError, match=r"recovery\.teachers\.0: weights .* do not fit the network"):
         read(plain["weights"])
-    with pytest.raises(ModelError, match=r"recovery\.teachers\.0: family has no network 'plan'"):
+    with pytest.raises(ConfigError, match=r"recovery\.teachers\.0\.name: family has no network 'plan'"):
         read({**plain, "name": "family:plan"})
     few = tmp_path / "few.safetensors"
     save_weights(build_model("family:plain", num_classes=4, in_channels=1, **PLAIN), few)
