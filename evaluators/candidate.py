@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -191,19 +190,18 @@ class CandidateEvaluator:
         validation = self.bench.data.validation
         with watch("forward"):
             error = self._error(best.onnx, validation)
-        recovered, failed = False, True
-        recipe, data = self.bench.settings.recovery, self.bench.data
-        # A candidate whose fine-tuning fails is kept as it was, like one that it does not help.
-        with suppress(CandidateError):
-            if recipe.epochs:
+        recipe, data, came = self.bench.settings.recovery, self.bench.data, {"recovered": 0.0}
+        if recipe.epochs:
+            try:
                 tuned = self._tuned(policy, seed, watch, recipe, data, checkpoints)
                 with watch("forward"):
                     tuned_error = self._error(tuned.onnx, validation)
-                if recovered := tuned_error <= error:
-                    best, error = tuned, tuned_error
-            failed = False
-        metrics = self._measure(best, error, len(validation), watch)
-        metrics |= {"recovered": float(recovered), **({"recovery_failed": 1.0} if failed else {})}
+            except CandidateError:
+                came["recovery_failed"] = 1.0
+            else:
+                if tuned_error <= error:
+                    best, error, came["recovered"] = tuned, tuned_error, 1.0
+        metrics = self._measure(best, error, len(validation), watch) | came
         return {
             "metrics": metrics,
             "seconds": watch.seconds,

@@ -96,13 +96,13 @@ def search(
         if evaluations is not None:
             config = make_config(config.model_dump(), (f"search.evaluations={evaluations}",))
         return run_search(config, Path(out or Path("runs") / Path(model).stem), listener)
-    plain: dict[str, Any] = {"model": {"name": OWN_MODEL}, "budgets": dict(budgets or {}), **sections}
-    if evaluations is not None:
-        plain["search"] = {**plain.get("search", {}), "evaluations": evaluations}
     if data is None:
         raise InputError(
             "a network alone is nothing to search on; give data: arrays, a loader, or a name such as 'digits'"
         )
+    plain: dict[str, Any] = {"model": {"name": OWN_MODEL}, "budgets": dict(budgets or {}), **sections}
+    if evaluations is not None:
+        plain["search"] = {**plain.get("search", {}), "evaluations": evaluations}
     plain["data"] = {"name": data if isinstance(data, str) else OWN_DATA}
     config = make_config(plain)
     given = Given(model, None if isinstance(data, str) else as_dataset(data, **data_options(config)))

@@ -214,7 +214,8 @@ def test_where_recovery_diverges_the_candidate_is_kept_as_it_was(bench):
     without = with_recipe(bench, epochs=0).recover(POLICY, seed=0)
     diverged = with_recipe(bench, lr=1e20).recover(POLICY, seed=0)
     assert diverged["artefacts"] == without["artefacts"]
-    assert diverged["metrics"]["recovered"] == 0.0
+    assert (diverged["metrics"]["recovered"], diverged["metrics"]["recovery_failed"]) == (0.0, 1.0)
+    assert "recovery_failed" not in without["metrics"]
     assert diverged["metrics"]["error_pct"] == without["metrics"]["error_pct"]
 
 
