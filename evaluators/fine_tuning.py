@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor, nn
 
-from ..policies.apply import CompressedModel, drop_dead, quantize_layers
+from ..policies.apply import CompressedModel, drop_dead, is_coarse, quantize_layers
+from ..policies.batch_norms import reestimate_statistics
 from ..policies.folding import round_scales
+from ..policies.layout import laid_out
 from ..policies.plan import Plan, before, before_rising_sparsity
 from ..policies.techniques import Phase
 from ..policies.techniques.prune_obs import PruneOBS
@@ -23,6 +26,9 @@ from .training.loop import Recipe
 from .training.methods import make_teaching
 from .training.teaching import Teaching, teach
 from .workbench import Workbench
+
+STATISTICS_PICTURES, STATISTICS_VALUES = 4096, 2**27
+"""Training pictures that batch norms are estimated on after a training with coarse weights; fewer if large, by their values."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class FineTuning:
         if not targets or not share:
             compressed = _own(self.compress(plan))
             self.train(compressed.model, recipe, seed, data, checkpoints)
-            return compressed
+            return self._settled(compressed, recipe, data)
         first, second = halves(recipe, share)
         # What the Hessian pruned is a good start; by magnitude alone, sparsity has to rise step by step.
         solved = all(isinstance(t, PruneOBS) for p in plan.layers for t in p.techniques if t.phase == Phase.PRUNE)
@@ -82,6 +88,18 @@ class FineTuning:
         compressed = CompressedModel(early.model, plan)
         quantize_layers(plan, early.model, self.calibration)
         self.train(compressed.model, second, seed + 1, data, checkpoints, first.epochs)
+        return self._settled(compressed, second, data)
+
+    def _settled(self, compressed: CompressedModel, recipe: Recipe, data: DataSet) -> CompressedModel:
+        """With batch norms estimated anew where weights are coarse.
+
+        To the end of a training such weights jump between neighbouring codes, so that the running statistics are of
+        weights that are no more (Nagel 2022, 2203.16086, section 3.2).
+        """
+        if recipe.epochs and is_coarse(compressed.plan):
+            count = min(STATISTICS_PICTURES, max(2, STATISTICS_VALUES // math.prod(data.input_shape)))
+            pictures = data.preprocess(data.train.images[:count])
+            reestimate_statistics(compressed.model, laid_out(compressed.model, pictures))
         return compressed
 
     def train(

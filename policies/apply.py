@@ -207,13 +207,13 @@ def settle_and_quantize(plan: Plan, model: nn.Module, calibration: Tensor) -> No
     for _, module in weighted_modules(model):
         # Ranges that were found elsewhere must not clip what the batch norms see.
         drop_input_range(module)
-    _set_ranges(plan, model, calibration, _is_reshaped(plan) or _is_coarse(plan))
+    _set_ranges(plan, model, calibration, _is_reshaped(plan) or is_coarse(plan))
 
 
 def _quantize(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) -> None:
     """The techniques from quantization on; what the network sees behind coarse weights is found anew."""
     _take_turn(plan, model, calibration, changed, early=False)
-    if _is_coarse(plan):
+    if is_coarse(plan):
         settle_and_quantize(plan, model, calibration)
 
 
@@ -223,7 +223,7 @@ def _set_ranges(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool
         set_input_range(model.get_submodule(name), *input_range(x, methods[name]))
 
 
-def _is_coarse(plan: Plan) -> bool:
+def is_coarse(plan: Plan) -> bool:
     """Whether quantization leaves some layer fewer than ``COARSE_BITS`` a weight."""
     late = [(p.layer, t) for p in plan.layers for t in p.techniques if t.phase >= Phase.QUANTIZE]
     return any(technique.cost(layer).weight_bits < COARSE_BITS * layer.weights for layer, technique in late)

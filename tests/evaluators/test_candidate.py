@@ -25,6 +25,7 @@ from paretopress.evaluators.workbench import Settings, Workbench
 from paretopress.evaluators.worker import CandidateFactory
 from paretopress.policies.apply import restore
 from paretopress.policies.architectures import DigitsCNN
+from paretopress.policies.batch_norms import reestimate_statistics
 from paretopress.policies.coding.press import decode
 from paretopress.policies.compact import read_brief
 from paretopress.policies.errors import PolicyError
@@ -255,3 +256,17 @@ def test_soft_sharing_trains_in_recovery_and_ships_what_it_was_drawn_to(bench):
     assert len(np.unique(stored[1].decode())) <= 8
     shipped = tuned.compressed.model.get_submodule("conv2").weight.detach().numpy()
     assert stored[1].decode().tobytes() == shipped.tobytes()
+
+
+def test_batch_norms_behind_coarse_weights_are_those_of_the_weights_that_training_ended_with(bench):
+    names, recipe = ("conv2", "fc1"), replace(SETTINGS.recovery, epochs=2)
+    means = {}
+    for bits in (2, 8):
+        plan = make_plan(Policy({name: (Step.of("quantize", bits=bits),) for name in names}), bench.graph)
+        evaluator = CandidateEvaluator(bench)
+        model = evaluator.fine_tuning.carry_out(plan, 0, recipe, bench.data, UNKEPT).model
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        kept = [norm.running_mean.clone() for norm in norms]
+        reestimate_statistics(model, bench.data.preprocess(bench.data.train.images))
+        means[bits] = max(float((norm.running_mean - mean).abs().max()) for norm, mean in zip(norms, kept))
+    assert means[2] < 1e-5 < 1e-3 < means[8]
