@@ -74,6 +74,21 @@ def build_model(
     return model
 
 
+def check_name(name: str) -> None:
+    """Refuse networks that timm and torchvision do not have, without building them; other names are left to ``build_model``.
+
+    Raises
+    ------
+    ModelError
+        Where the name is unknown, with those that are like it.
+    """
+    source, _, rest = name.partition(":")
+    if source == "timm":
+        _timm_with(rest)
+    elif source == "torchvision":
+        _torchvision_with(rest)
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights as safetensors."""
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
@@ -81,24 +96,36 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> Any:
-    import_torchvision()
-    import timm
-
-    if not timm.is_model(name):
-        raise _unknown("timm", name, timm.list_models())
+    timm = _timm_with(name)
     if "in_channels" in arguments:
         arguments["in_chans"] = arguments.pop("in_channels")
     return _call(f"timm:{name}", lambda **kw: timm.create_model(name, **kw), arguments)
 
 
+def _timm_with(name: str) -> Any:
+    """The library, which has a network of this name."""
+    import_torchvision()
+    import timm
+
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    return timm
+
+
 def _torchvision(name: str, arguments: dict[str, Any]) -> Any:
+    models = _torchvision_with(name)
+    if arguments.pop("in_channels", 3) != 3:
+        raise ModelError(f"torchvision:{name} takes pictures of 3 channels; use a timm: network for others")
+    return _call(f"torchvision:{name}", lambda **kw: models.get_model(name, **kw), {"weights": None} | arguments)
+
+
+def _torchvision_with(name: str) -> Any:
+    """Its module of models, which has a network of this name."""
     models = importlib.import_module(f"{import_torchvision().__name__}.models")
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown("torchvision", name, known)
-    if arguments.pop("in_channels", 3) != 3:
-        raise ModelError(f"torchvision:{name} takes pictures of 3 channels; use a timm: network for others")
-    return _call(f"torchvision:{name}", lambda **kw: models.get_model(name, **kw), {"weights": None} | arguments)
+    return models
 
 
 def _family(name: str, arguments: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jinja2
 
+from ..evaluators.models import check_name
 from .config import Config, make_config, parse_yaml
 
 
@@ -14,6 +15,8 @@ def starter(network: str, data: str) -> str:
     ------
     ConfigError
         Where network or data are not of a form that a configuration takes.
+    ModelError
+        Where timm or torchvision have no network of this name.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("paretopress.search", "."),
@@ -25,4 +28,5 @@ def starter(network: str, data: str) -> str:
     text = environment.get_template("starter.yaml.jinja").render(network=network, data=data, small=small)
     loaded: Config = make_config(parse_yaml(text), source="the starter configuration")
     assert loaded.model.name == network
+    check_name(network)
     return text

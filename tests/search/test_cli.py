@@ -136,6 +136,8 @@ def test_init_writes_a_configuration_that_loads(
 def test_init_refuses_a_network_that_cannot_be(refused: Refuse) -> None:
     assert "model.name: a network is timm:NAME" in refused("init", "--network", "foo")
     assert "model.name: family has no network 'lenet6'" in refused("init", "--network", "family:lenet6")
+    assert "did you mean resnet18" in refused("init", "--network", "timm:resnett18")
+    assert "torchvision has no network 'resnet0'" in refused("init", "--network", "torchvision:resnet0")
 
 
 def test_init_writes_to_a_file_but_never_over_one(tmp_path: Path, refused: Refuse) -> None:
