@@ -246,7 +246,7 @@ def make_guide(session: Session, built: Built) -> Guide:
     """The table of the usable, undominated variants, and what the study asks for."""
     usable = built.usable
     units = tuple(dict.fromkeys(f.entry.unit for f in usable))
-    limits = {limit.metric: limit.bound for limit in session.validation_limits}
+    limits = {limit.metric: limit.bound for limit in session.screen_limits}
     wanted = dict.fromkeys([*session.objectives, *limits])
     names = (KL, *(name for name in wanted if name != "error_pct"))
     rows = {unit: [f for f in usable if f.entry.unit == unit] for unit in units}

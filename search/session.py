@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -68,6 +68,15 @@ class Session:
         return tuple(budget.resolve(dense) for budget in self.config.limits())
 
     @cached_property
+    def screen_limits(self) -> tuple[Limit, ...]:
+        """The budgets that candidates are held to: where recovery follows, its stored files will be longer than theirs."""
+        growth = self.config.search.screen_growth if self.config.recovery.epochs else 0.0
+        return tuple(
+            replace(limit, bound=limit.bound / (1 + growth)) if limit.metric == "stored_bytes" else limit
+            for limit in self.validation_limits
+        )
+
+    @cached_property
     def test_limits(self) -> tuple[Limit, ...]:
         """The budgets as they bind on test data."""
         return tuple(budget.resolve(self.baseline) for budget in self.config.limits())
@@ -78,9 +87,9 @@ class Session:
         return tuple(dict.fromkeys(OBJECTIVES[name] for name in self.config.search.objectives))
 
     def screen_violations(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Budgets that recovery will not change, and the error that it is trusted to win back."""
+        """Budgets other than the error's, and the error that recovery is trusted to win back."""
         recovering = self.config.recovery.epochs > 0
-        limits = [limit for limit in self.validation_limits if not (recovering and limit.metric == "error_pct")]
+        limits = [limit for limit in self.screen_limits if not (recovering and limit.metric == "error_pct")]
         out = {limit.metric: limit.violation(values) for limit in limits}
         if recovering:
             allowed = self.baseline["validation_error_pct"] + self.config.search.screen_error

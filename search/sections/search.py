@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from ...policies.coding.stream import Coder
 from ..budgets import BUDGET_METRICS
-from .base import Count, Positive, Section, nearest
+from .base import Count, Positive, Section, Share, nearest
 
 OBJECTIVES = {**BUDGET_METRICS, "latency": "latency_ratio"}
 
@@ -32,6 +32,11 @@ class SearchConfig(Section):
     screen_pictures: Count = Field(1000, description="validation pictures a candidate is screened on")
     screen_error: Positive = Field(
         10.0, description="points of error above the dense network that recovery is trusted to win back"
+    )
+    screen_growth: Share = Field(
+        0.0,
+        description="share by which recovery is expected to lengthen stored files (weights spread over their codes, mostly by 0.01"
+        " to 0.04): candidates are held to a budget of stored bytes that leaves room for it",
     )
     finalists: Count = Field(8, description="candidates that are recovered, exported and tested")
 
