@@ -35,8 +35,8 @@ class SearchConfig(Section):
     )
     screen_growth: Share = Field(
         0.0,
-        description="share by which recovery is expected to lengthen stored files (weights spread over their codes, mostly by 0.01"
-        " to 0.04): candidates are held to a budget of stored bytes that leaves room for it",
+        description="share by which recovery is expected to lengthen stored files (weights spread over their codes, mostly by"
+        " 0.01 to 0.04): candidates are held to a budget of stored bytes that leaves room for it",
     )
     finalists: Count = Field(8, description="candidates that are recovered, exported and tested")
 
