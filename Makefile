@@ -10,12 +10,13 @@
 # make papers  published figures on MNIST beside ours, into docs/results.md (about an hour; what is done is not done again)
 # make gallery  what each technique does to real weights: docs/gallery.md and its pictures (two minutes)
 # make coverage  which compressions work on which real networks: runs/coverage.json and docs/coverage.md; finished cells are kept
+# make bench-kept  how many members of 19 fronts keep their budgets on the test split: runs/kept.json and a table; finished runs are kept
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-fitnets bench-lottery papers gallery coverage clean
+.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-fitnets bench-lottery papers gallery coverage bench-kept clean
 
 setup: .venv/.ready
 
@@ -63,6 +64,9 @@ gallery: setup
 
 coverage: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.coverage --json runs/coverage.json --page docs/coverage.md
+
+bench-kept: setup
+	@$(BIN)/python -m paretopress.tests.bench.kept --json runs/kept.json
 
 clean:
 	rm -rf .venv build dist *.egg-info
