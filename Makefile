@@ -1,5 +1,6 @@
 # make demo   set everything up and run the quick start to a report
 # make test   set everything up and pass the tests
+# make test-isa  the tests under seven settings of instruction sets and threads: runs/isa.json (an hour; finished settings are kept)
 # make check  lint, format, types, import rules
 # make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime;
 #             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime)
@@ -12,25 +13,31 @@
 # make coverage  which compressions work on which real networks: runs/coverage.json and docs/coverage.md; finished cells are kept
 # make bench-kept  how many members of 19 fronts keep their budgets on the test split: runs/kept.json and a table; finished runs are kept
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Python 3.11 or later and a package index are all it needs (uv is used where it is there); PYTHON=/path/to/python chooses one.
+
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test check bench bench-kernels bench-own-kernels bench-search bench-fitnets bench-lottery papers gallery coverage bench-kept clean
+.PHONY: setup demo test test-isa check bench bench-kernels bench-own-kernels bench-search bench-fitnets bench-lottery papers gallery coverage bench-kept clean
 
 setup: .venv/.ready
 
+# An environment that was moved with its folder is made anew: its programs know the old path.
+ifneq ($(shell test ! -s .venv/.ready || test "$$(cat .venv/.ready)" = "$$(pwd -P)" || echo moved),)
+.PHONY: .venv/.ready
+endif
+
 .venv/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,dashboard]'
-	mkdir -p .venv/types && ln -sfn "$(CURDIR)" .venv/types/paretopress
-	touch $@
+	@PYTHON="$(PYTHON)" sh .ci/setup
 
 demo: setup
 	$(BIN)/paretopress search configs/quickstart.yaml --out $(DEMO)
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-isa: setup
+	@$(BIN)/python -m paretopress.tests.bench.isa
 
 check: setup
 	$(BIN)/ruff check .
