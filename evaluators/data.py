@@ -13,6 +13,11 @@ from torch.nn import functional
 
 from ..policies.errors import DataError
 
+MAX_BYTES = 8 * 1024**3
+"""Of the pictures of a data set, which are held in memory."""
+CHUNK = 64
+"""Pictures of which a copy is made at a time; all at once would take the data's memory again, or eight times as float64."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -46,7 +51,8 @@ class Pictures:
     def digest(self) -> str:
         """SHA-256 (hex) over shapes, types, pixels and labels."""
         sha = hashlib.sha256(f"{self.images.shape}{self.images.dtype}".encode())
-        sha.update(np.ascontiguousarray(self.images).data)
+        for start in range(0, len(self.images), CHUNK):
+            sha.update(np.ascontiguousarray(self.images[start : start + CHUNK]).data)
         sha.update(np.ascontiguousarray(self.labels.astype(np.int64)).data)
         return sha.hexdigest()
 
@@ -69,14 +75,17 @@ class Preprocess:
 
     def __call__(self, images: np.ndarray) -> Tensor:
         """Float32 input (N, C, H, W) of the network."""
-        source = images if images.flags.writeable else images.copy()
+        # Torch takes no memory that must not be written, and none that is walked backwards.
+        taken = images.flags.writeable and all(stride > 0 for stride in images.strides)
+        source = images if taken else images.copy()
         # A single channel may have any stride, and torch would choose the layout of all maps by it.
         x = torch.from_numpy(source).reshape(-1).view(source.shape)
         x = x.float().div_(255.0) if images.dtype == np.uint8 else x
         if self.size is not None and tuple(x.shape[-2:]) != self.size:
             x = functional.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
-        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
-        std = torch.tensor(self.std).view(1, -1, 1, 1)
+        # Whatever type the caller has made torch's default.
+        mean = torch.tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
         return (x - mean) / std
 
 
@@ -163,11 +172,17 @@ def split(
     preprocess: Preprocess | None = None,
     num_classes: int | None = None,
     validation: Pictures | None = None,
+    owned: bool = False,
 ) -> DataSet:
     """Split training pictures by the seed; where no test or validation pictures came, hold some out.
 
     Every split but a test split that came is in random order: its first pictures are a fair sample, also of data that is
-    sorted by its classes.
+    sorted by its classes. Splits of the same pictures are views of one array.
+
+    Parameters
+    ----------
+    owned
+        Whether the pictures are nobody else's and may be put in order where they lie, which saves a copy of them all.
 
     Raises
     ------
@@ -180,28 +195,48 @@ def split(
     for part, given in (("test", test), ("validation", validation)):
         if given is not None and len(given) == 0:
             raise DataError(f"data set '{name}': the {part} split is empty; give pictures, or none to hold some out")
+    train = _in_order(pictures, order, owned)
     change = ["data.validation"]
     if test is None:
-        count = _held_out(name, "test", sizes.test, len(order), ["data.test"])
-        test, order = pictures.take(order[:count]), order[count:]
+        count = _held_out(name, "test", sizes.test, len(train), ["data.test"])
+        test, train = train.take(slice(0, count)), train.take(slice(count, None))
         change.append("data.test")
-    rest = order
     if validation is None:
-        count = _held_out(name, "validation", sizes.validation, len(order), change)
-        validation, rest = pictures.take(order[:count]), order[count:]
+        count = _held_out(name, "validation", sizes.validation, len(train), change)
+        validation, train = train.take(slice(0, count)), train.take(slice(count, None))
     else:
-        validation = validation.take(np.random.default_rng([seed, 0xA11D]).permutation(len(validation)))
-    train = pictures.take(rest)
+        shuffled = np.random.default_rng([seed, 0xA11D]).permutation(len(validation))
+        validation = _in_order(validation, shuffled, owned)
     labels = [part.labels.max(initial=0) for part in (pictures, validation, test)]
     return DataSet(
         name=name,
         num_classes=num_classes or int(max(labels)) + 1,
         train=train,
-        calibration=pictures.take(rest[: sizes.calibration]),
+        calibration=train.take(slice(0, sizes.calibration)),
         validation=validation,
         test=test,
         preprocess=preprocess or standardise(train),
     )
+
+
+def _in_order(pictures: Pictures, order: np.ndarray, owned: bool) -> Pictures:
+    """The pictures in the order of a permutation: where they lie if they are ours, else as a copy."""
+    images = pictures.images
+    if not owned or not images.flags.writeable:
+        return pictures.take(order)
+    placed = np.zeros(len(order), bool)
+    for first in range(len(order)):
+        if placed[first]:
+            continue
+        # Along a cycle each picture moves to the place that the one before it has left.
+        held, place = images[first].copy(), first
+        while order[place] != first:
+            images[place] = images[order[place]]
+            placed[place] = True
+            place = int(order[place])
+        images[place] = held
+        placed[place] = True
+    return Pictures(images, pictures.labels[order])
 
 
 def check_measurable(data: DataSet, limit: int | None = None) -> None:
@@ -230,12 +265,21 @@ def check_measurable(data: DataSet, limit: int | None = None) -> None:
             )
 
 
+MAX_STANDARDISED = 10_000
+"""Pictures that the preprocessing's mean and spread are taken of; more change no digit that is kept."""
+
+
 def standardise(pictures: Pictures, size: tuple[int, int] | None = None) -> Preprocess:
     """Preprocessing by the pictures' own mean and spread, per channel."""
-    sample = pictures.images[:10_000]
+    sample = pictures.images[:MAX_STANDARDISED]
     scale = 255.0 if sample.dtype == np.uint8 else 1.0
-    mean = sample.mean(axis=(0, 2, 3), dtype=np.float64) / scale
-    std = sample.std(axis=(0, 2, 3), dtype=np.float64) / scale
+    count = sample.size // sample.shape[1]
+    chunks = [sample[start : start + CHUNK] for start in range(0, len(sample), CHUNK)]
+    totals = sum(chunk.sum(axis=(0, 2, 3), dtype=np.float64) for chunk in chunks)
+    mean = np.asarray(totals) / count
+    # From the mean, since a difference of two sums of squares loses the digits of a small spread.
+    squares = sum(np.square(chunk - mean[:, None, None]).sum(axis=(0, 2, 3)) for chunk in chunks)
+    mean, std = mean / scale, np.sqrt(np.asarray(squares) / count) / scale
     return Preprocess(tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-3).tolist()), size)
 
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 import difflib
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..policies.errors import DataError
-from .data import DataSet, Pictures, Preprocess, SplitSizes, split
+from .data import MAX_BYTES, DataSet, Pictures, Preprocess, SplitSizes, split
 from .fetch import FILES, default_directory, fetch
+from .folders import PARTS, read_folder
+from .gathering import Reading, gather_pictures, is_labelled
+from .layouts import Report, Takes
 from .models import FUNCTION, import_function
 
-MAX_BYTES = 8 * 1024**3
 MAX_CLASSES = 100_000
-PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMS = ("digits", *FILES, "imagefolder:PATH", "npz:PATH", "package.module:function")
-PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 Values = float | Sequence[float] | None
 
@@ -37,6 +34,18 @@ class _Options:
     mean: Values
     std: Values
     limit: int | None
+    report: Report
+    takes: Takes | None
+
+    def reading(self, what: str) -> Reading:
+        """How pictures of this name are read."""
+        return Reading(what, self.report, self.takes)
+
+    def draw(self, count: int) -> slice | np.ndarray:
+        """Which pictures the limit leaves, in order."""
+        if self.limit is None or count <= self.limit:
+            return slice(None)
+        return np.sort(np.random.default_rng([self.seed, 0x11417]).permutation(count)[: self.limit])
 
 
 def load_data(
@@ -49,7 +58,8 @@ def load_data(
     mean: Values = None,
     std: Values = None,
     limit: int | None = None,
-    report: Callable[[str], None] = print,
+    report: Report = print,
+    takes: Takes | None = None,
 ) -> DataSet:
     """Load a data set by name and split it by the seed.
 
@@ -71,24 +81,27 @@ def load_data(
     limit
         At most so many pictures of each part that the source has, drawn by the seed.
     report
-        Gets a line for each thing that takes time.
+        Gets a line for each thing that takes time, is left out, or could be read in two ways.
+    takes
+        Whether the network takes pictures of a shape (C, H, W); it decides where the channels of arrays lie, where their
+        shape leaves that open.
 
     Raises
     ------
     DataError
         Where the name is unknown, or the data is missing, empty, corrupt or larger than 8 GB.
     """
-    options = _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit)
+    options = _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit, report, takes)
     kind, _, path = name.partition(":")
     if name == "digits":
-        return _finish(name, {"train": _digits()}, options, 10)
+        return _finish(name, {"train": _digits()}, options, 10, owned=True)
     if name in FILES:
-        return _finish(name, _fetched(name, directory or default_directory(), report), options, 10)
+        return _finish(name, _fetched(name, directory or default_directory(), report), options, 10, owned=True)
     if kind == "imagefolder":
-        parts, classes = _image_folder(Path(path).expanduser(), options)
-        return _finish(name, parts, options, classes)
+        parts, classes = read_folder(Path(path).expanduser(), image_size, options.draw, report)
+        return _finish(name, parts, options, classes, owned=True)
     if kind == "npz":
-        return _finish(name, _npz(Path(path).expanduser()), options)
+        return _finish(name, _npz(Path(path).expanduser(), options), options, owned=True)
     check_name(name)
     return _from_object(_called(name), name, options)
 
@@ -113,6 +126,8 @@ def as_dataset(
     mean: Values = None,
     std: Values = None,
     limit: int | None = None,
+    report: Report = print,
+    takes: Takes | None = None,
 ) -> DataSet:
     """A data set from what the caller has; the parameters are those of ``load_data``.
 
@@ -120,27 +135,35 @@ def as_dataset(
     ----------
     data
         A ``DataSet``, taken as it is; ``(images, labels)`` as arrays or tensors, images (N, C, H, W), (N, H, W, C) or
-        (N, H, W); a loader of such batches or a torch ``Dataset``; a mapping with ``train`` and perhaps ``validation``
-        and ``test``; or a tuple of two or three of these: train and test, or train, validation and test.
+        (N, H, W); a loader of such batches, a torch ``Dataset`` or anything that gives items, as pairs or as mappings such
+        as ``{"image": ..., "label": ...}``; a mapping with ``train`` and perhaps ``validation`` and ``test``; or a tuple
+        of two or three of these: train and test, or train, validation and test. What a torch ``DataLoader`` shuffles is
+        read in the order of its data set.
 
     Raises
     ------
     DataError
-        Where it is none of these, empty, or larger than 8 GB.
+        Where it is none of these, empty, or larger than 8 GB, or where code of the caller's fails.
     """
-    return _from_object(data, name, _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit))
+    return _from_object(data, name, _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit, report, takes))
 
 
 def _from_object(data: object, name: str, options: _Options) -> DataSet:
     if isinstance(data, DataSet):
         return data
-    parts = {part: _pictures(value, f"data set '{name}', {part}") for part, value in _parts(data, name).items()}
-    return _finish(name, parts, options)
+    values = _parts(data, name)
+    parts = {
+        part: gather_pictures(value, options.reading(f"data set '{name}', {part}")) for part, value in values.items()
+    }
+    gathered = not any(isinstance(value, Pictures) or is_labelled(value) for value in values.values())
+    return _finish(name, parts, options, owned=gathered)
 
 
-def _finish(name: str, parts: Mapping[str, Pictures], options: _Options, num_classes: int | None = None) -> DataSet:
-    """Limit, split, and decide on the preprocessing."""
-    drawn = {part: pictures.take(_drawn(len(pictures), options)) for part, pictures in parts.items()}
+def _finish(
+    name: str, parts: Mapping[str, Pictures], options: _Options, num_classes: int | None = None, owned: bool = False
+) -> DataSet:
+    """Limit, split, and decide on the preprocessing; pictures that are ours are put in order where they lie."""
+    drawn = {part: pictures.take(options.draw(len(pictures))) for part, pictures in parts.items()}
     bound = num_classes or MAX_CLASSES
     for part, pictures in drawn.items():
         lowest, highest = (int(pictures.labels.min()), int(pictures.labels.max())) if len(pictures) else (0, 0)
@@ -164,6 +187,7 @@ def _finish(name: str, parts: Mapping[str, Pictures], options: _Options, num_cla
             preprocess=plain if floating else None,
             num_classes=num_classes,
             validation=drawn.get("validation"),
+            owned=owned,
         )
     except DataError as error:
         if options.limit is None or all(len(part) < options.limit for part in drawn.values()):
@@ -172,13 +196,6 @@ def _finish(name: str, parts: Mapping[str, Pictures], options: _Options, num_cla
     mean = _per_channel("mean", options.mean, channels) or data.preprocess.mean
     std = _per_channel("std", options.std, channels) or data.preprocess.std
     return replace(data, preprocess=Preprocess(mean, std, options.image_size))
-
-
-def _drawn(count: int, options: _Options) -> slice | np.ndarray:
-    """Which pictures the limit leaves, in order."""
-    if options.limit is None or count <= options.limit:
-        return slice(None)
-    return np.sort(np.random.default_rng([options.seed, 0x11417]).permutation(count)[: options.limit])
 
 
 def _per_channel(what: str, values: Values, channels: int) -> tuple[float, ...] | None:
@@ -254,62 +271,7 @@ def _cifar_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
 
 
-def _image_folder(root: Path, options: _Options) -> tuple[dict[str, Pictures], int]:
-    base = root / "train" if (root / "train").is_dir() else root
-    classes = sorted(entry.name for entry in base.iterdir() if _is_class(entry)) if base.is_dir() else []
-    if not classes:
-        raise DataError(f"no class folders in {base}; expected pictures as {base}/CLASS/NAME.jpg")
-    folders = {"train": base}
-    if base != root:
-        held = {part: root / sub for sub, part in PARTS.items() if part != "train" and (root / sub).is_dir()}
-        folders |= held if "test" in held or not held else {"test": held["validation"]}
-    listed = {part: _listed(folder, classes, options) for part, folder in folders.items()}
-    height, width = options.image_size or (224, 224)
-    total = sum(map(len, listed.values())) * 3 * height * width
-    if total > MAX_BYTES:
-        raise DataError(
-            f"{root}: {total / 1024**3:.1f} GB of pictures at {height} x {width}, at most {MAX_BYTES / 1024**3:.0f} are"
-            " held in memory; set a smaller data.image_size or data.limit"
-        )
-    return {part: _decoded(files, height, width) for part, files in listed.items()}, len(classes)
-
-
-def _is_class(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
-
-
-def _listed(folder: Path, classes: Sequence[str], options: _Options) -> list[tuple[Path, int]]:
-    """Pictures with their class index, in the order of their paths; the limit is drawn before anything is decoded."""
-    unknown = sorted({entry.name for entry in folder.iterdir() if _is_class(entry)} - set(classes))
-    if unknown:
-        raise DataError(f"{folder} has classes that the training pictures lack: {', '.join(unknown[:5])}")
-    files = [
-        (path, index)
-        for index, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
-    ]
-    if not files:
-        raise DataError(
-            f"no pictures in {folder}; expected {folder}/CLASS/NAME with {', '.join(sorted(PICTURE_SUFFIXES))}"
-        )
-    drawn = _drawn(len(files), options)
-    return files[drawn] if isinstance(drawn, slice) else [files[index] for index in drawn]
-
-
-def _decoded(files: Sequence[tuple[Path, int]], height: int, width: int) -> Pictures:
-    images = np.empty((len(files), 3, height, width), np.uint8)
-    for index, (path, _) in enumerate(files):
-        try:
-            with Image.open(path) as picture:
-                fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read as a picture: {error}; repair or remove it") from error
-        images[index] = np.asarray(fitted).transpose(2, 0, 1)
-    return Pictures(images, np.array([label for _, label in files], np.int64))
-
-
-def _npz(path: Path) -> dict[str, Pictures]:
+def _npz(path: Path, options: _Options) -> dict[str, Pictures]:
     expected = "x_train, y_train[, x_val, y_val][, x_test, y_test] or x, y"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -326,7 +288,7 @@ def _npz(path: Path) -> dict[str, Pictures]:
     found = {part: (arrays[key], arrays.get(f"y{key[1:]}")) for key, part in names.items() if key in arrays}
     if "train" not in found or any(labels is None for _, labels in found.values()):
         raise DataError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected {expected}")
-    return {part: _pictures(pair, f"{path}, {part}") for part, pair in found.items()}
+    return {part: gather_pictures(pair, options.reading(f"{path}, {part}")) for part, pair in found.items()}
 
 
 def _called(name: str) -> object:
@@ -341,71 +303,13 @@ def _called(name: str) -> object:
 
 def _parts(data: object, name: str) -> dict[str, object]:
     """The value for each of train, validation and test."""
+    if is_labelled(data):
+        return {"train": data}
     if isinstance(data, Mapping):
         unknown = [str(key) for key in data if key not in PARTS]
         if unknown or "train" not in data:
             raise DataError(f"data set '{name}': expected train[, validation][, test], got {', '.join(map(str, data))}")
         return {PARTS[key]: value for key, value in data.items()}
-    if isinstance(data, tuple | list) and not _is_pair(data) and len(data) in (2, 3):
+    if isinstance(data, tuple | list) and len(data) in (2, 3):
         return dict(zip(("train", "test") if len(data) == 2 else ("train", "validation", "test"), data))
     return {"train": data}
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], np.ndarray | Tensor)
-
-
-def _pictures(value: Any, what: str) -> Pictures:
-    """Pictures from a pair of arrays or tensors, a loader, or a torch data set."""
-    if isinstance(value, Pictures):
-        return value
-    if not _is_pair(value):
-        value = _gathered(DataLoader(value, 256) if isinstance(value, Dataset) else value, what)
-    images, labels = _array(value[0]), _array(value[1])
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
-        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    if images.nbytes > MAX_BYTES:
-        raise DataError(
-            f"{what}: {images.nbytes / 1024**3:.1f} GB of pictures, at most {MAX_BYTES / 1024**3:.0f} are held"
-        )
-    if images.dtype in (np.float16, np.float64):
-        images = images.astype(np.float32)
-    if images.dtype == np.float32 and not np.isfinite(images).all():
-        raise DataError(f"{what}: pictures hold NaN or infinity; expected finite values")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{what}: expected labels (N,) of integers, got {labels.shape} of {labels.dtype}")
-    return Pictures(images, labels.astype(np.int64))
-
-
-def _gathered(loader: object, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """All batches of a loader, joined."""
-    if not isinstance(loader, Iterable) or isinstance(loader, np.ndarray | Tensor | str | bytes):
-        expected = "(images, labels), a loader of such batches or a torch Dataset"
-        raise DataError(f"{what}: expected {expected}, got a {type(loader).__name__}")
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    total = 0
-    for batch in loader:
-        if not _is_pair(batch):
-            raise DataError(f"{what}: expected batches (images, labels) of tensors, got a {type(batch).__name__}")
-        images.append(_array(batch[0]))
-        labels.append(_array(batch[1]).reshape(-1))
-        total += images[-1].nbytes
-        if total > MAX_BYTES:
-            raise DataError(
-                f"{what}: the loader gave more than {MAX_BYTES / 1024**3:.0f} GB; give fewer or smaller pictures"
-            )
-    if not images:
-        raise DataError(f"{what}: the loader is empty; expected batches (images, labels)")
-    if len({batch.shape[1:] for batch in images}) != 1:
-        raise DataError(f"{what}: pictures differ in shape between batches; resize them alike")
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
-    return np.asarray(value)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paretopress.evaluators import folders, gathering
 from paretopress.evaluators import sources as module
 from paretopress.evaluators.data import DataSet, SplitSizes
 from paretopress.evaluators.fetch import FILES
@@ -172,7 +173,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest
     write_folder(tmp_path / "test", 1, "abz")
     with pytest.raises(DataError, match="classes that the training pictures lack: z"):
         load_data(f"imagefolder:{tmp_path}")
-    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    monkeypatch.setattr(folders, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match=r"data.image_size or data.limit"):
         load_data(f"imagefolder:{tmp_path / 'train'}")
     (tmp_path / "empty" / "a").mkdir(parents=True)
@@ -298,7 +299,7 @@ def test_data_of_another_form_is_refused(data: object, message: str) -> None:
 
 
 def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(gathering, "MAX_BYTES", 10_000)
     endless = iter(lambda: (torch.zeros(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)), None)
     with pytest.raises(DataError, match="the loader gave more than"):
         as_dataset(endless)
