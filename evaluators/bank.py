@@ -24,11 +24,12 @@ from ..policies.batch_norms import settle_statistics
 from ..policies.branches import Branch, stand_ins
 from ..policies.coding.press import decode, encode
 from ..policies.coding.stream import CODERS, Coder
-from ..policies.coding.tensors import DenseTensor, StoredTensor
+from ..policies.coding.tensors import StoredTensor
 from ..policies.copying import with_modules
 from ..policies.errors import CandidateError, FormatError, PolicyError
 from ..policies.graph import ModelGraph
 from ..policies.plan import Plan
+from ..policies.state import tensors_of, to_dense
 from ..policies.stored_layers import layer_tensors, set_tensors
 from ..policies.techniques import Calibration, Phase, Technique, spelled_out
 from ..policies.techniques.base import Outlined, Resumable, outline
@@ -306,8 +307,8 @@ def _rest(model: nn.Module, graph: ModelGraph) -> dict[str, StoredTensor]:
     round_vectors(shipped)
     skip = {f"{name}.weight" for name in graph.layers}
     return {
-        name: DenseTensor(value.detach().cpu().numpy())
-        for name, value in shipped.state_dict().items()
+        name: to_dense(value)
+        for name, value in tensors_of(shipped).items()
         if name not in skip and not name.endswith("num_batches_tracked")
     }
 

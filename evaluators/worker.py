@@ -30,6 +30,8 @@ class CandidateFactory:
 
     def __call__(self) -> CandidateWorker:
         torch.set_num_threads(self.bench.threads)
+        # The network's module may set another where it is imported.
+        torch.set_default_dtype(torch.float32)
         return CandidateWorker(CandidateEvaluator(self.bench))
 
 

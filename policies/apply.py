@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .batch_norms import STATISTICS_BATCH, settle_and_record
 from .branches import stand_ins
-from .coding.tensors import DenseTensor, StoredTensor
+from .coding.tensors import StoredTensor
 from .collapsing import collapse
 from .compact import named
 from .copying import put_in_place
@@ -33,6 +33,7 @@ from .graph import ModelGraph, drop_channels
 from .importance import Choice, Importance, fold_channels
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
+from .state import is_extra, to_dense
 from .techniques import Calibration, Phase, Technique
 from .techniques.base import Resumable, outline
 from .techniques.hessians import SecondOrder
@@ -139,7 +140,8 @@ def restore(
     # A layer that stands under two names is stored once.
     filled = model.state_dict()
     known = {filled[name].data_ptr() for name in state if name in filled}
-    missing = [n for n in missing if not n.endswith("num_batches_tracked") and filled[n].data_ptr() not in known]
+    missing = [n for n in missing if not (n.endswith("num_batches_tracked") or is_extra(n))]
+    missing = [n for n in missing if filled[n].data_ptr() not in known]
     if missing or unexpected:
         raise FormatError(
             f"the stored tensors do not fit the policy: missing {missing[:5]}, unexpected {unexpected[:5]}"
@@ -311,7 +313,7 @@ def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:
             if leaf == "weight" and isinstance(module, WEIGHTED):
                 yield _joined(name, leaf), stored_weight(module)
             else:
-                yield _joined(name, leaf), DenseTensor(getattr(module, leaf).detach().contiguous().numpy().copy())
+                yield _joined(name, leaf), to_dense(getattr(module, leaf))
 
 
 def _stored_names(model: nn.Module) -> Iterator[str]:

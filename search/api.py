@@ -11,10 +11,12 @@ from typing import Any
 from torch import nn
 
 from ..evaluators.data import DataSet
+from ..evaluators.defaults import own_defaults
 from ..evaluators.macs import profile as profiled
 from ..evaluators.models import load_weights
 from ..evaluators.sources import as_dataset
 from ..evaluators.supernet import Slimmable, Supernet
+from ..evaluators.wrappers import unwrap
 from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import ConfigError, DataError, InputError, ModelError, RunDirectoryError, WorkError
@@ -28,8 +30,20 @@ from .driver import run_stages
 from .early_exits import ExitsFound, find_exits
 from .exporting import export_member, export_weights, target_of
 from .front import FrontData, Member
+from .identity import Identity
 from .ledger import LEDGER_FILE, Ledger
-from .prepare import OWN_DATA, OWN_MODEL, Given, Prepared, data_options, dense_network, network_for, prepare, read_data
+from .prepare import (
+    OWN_DATA,
+    OWN_MODEL,
+    Given,
+    Prepared,
+    data_options,
+    dense_network,
+    network_for,
+    prepare,
+    read_data,
+    shapes_taken,
+)
 from .profiling import run_profile
 from .progress import Listener, Silence
 from .report.sensitivity import Profile
@@ -37,6 +51,7 @@ from .rundir import RunDirectory, discard_unused, find_run, open_run, write_envi
 from .session import Session
 from .summary import note_classes, note_layers, note_unknown, write_report
 
+IDENTITY = "identity"
 COMMAND = "command"
 """What the ledger calls the command that a run goes on with."""
 
@@ -105,7 +120,7 @@ def search(
         plain["search"] = {**plain.get("search", {}), "evaluations": evaluations}
     plain["data"] = {"name": data if isinstance(data, str) else OWN_DATA}
     config = make_config(plain)
-    given = Given(model, None if isinstance(data, str) else as_dataset(data, **data_options(config)))
+    given = _given(model, None if isinstance(data, str) else data, config, listener)
     return run_search(config, Path(out or Path("runs") / type(model).__name__.lower()), listener, given)
 
 
@@ -166,13 +181,23 @@ def go_on(
             f"the run in {directory} was started from Python with objects; give them again:"
             f" resume({str(directory)!r}, model=..., data=...)"
         )
-    given = Given(model, None if data is None else as_dataset(data, **data_options(config)))
+    listener = listener or Silence()
+    given = _given(model, data, config, listener)
     work: dict[str, Callable[[Config, Path, Listener, Given], Front | Profile | ExitsFound]] = {
         "search": run_search,
         "profile": profile,
         "exits": early_exits,
     }
-    return work[asked_of(run)](config, run.path, listener or Silence(), given)
+    return work[asked_of(run)](config, run.path, listener, given)
+
+
+def _given(model: nn.Module | None, data: object, config: Config, listener: Listener) -> Given:
+    """What the caller hands over, the network out of its wrappers and the data as that takes it."""
+    network = None if model is None else unwrap(model)
+    if data is None:
+        return Given(network)
+    takes = shapes_taken(config, network)
+    return Given(network, as_dataset(data, report=listener.say, takes=takes, **data_options(config)))
 
 
 def asked_of(run: RunDirectory) -> str:
@@ -205,6 +230,7 @@ def open_front(directory: str | Path) -> Front:
     return Front(run, config, FrontData.read(run.front), Given())
 
 
+@own_defaults()
 def slimmable(directory: str | Path) -> Slimmable:
     """One network that takes on any shape of a run's front at run time, with the weights of the run's supernet.
 
@@ -232,6 +258,7 @@ def slimmable(directory: str | Path) -> Slimmable:
     return supernet.slimmable([member.policy.shape for member in front], calibration)
 
 
+@own_defaults()
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
@@ -247,6 +274,7 @@ def run_search(config: Config, out: Path, listener: Listener, given: Given | Non
     return Front(session.run, config, found, given)
 
 
+@own_defaults()
 def profile(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> Profile:
     """Build the bank of a configuration and write ``sensitivity.html``; a search in the same directory goes on from it.
 
@@ -261,6 +289,7 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
         return run_profile(session)
 
 
+@own_defaults()
 def early_exits(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> ExitsFound:
     """Give the network of a configuration early exits; ``exits.json``, ``exits.html`` and the exported files are written.
 
@@ -279,6 +308,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Everything prepared for a run in this directory, and its ledger open; the command is what it goes on with."""
     searched = command != "exits"
+    absent = [place for place in out.absolute().parents if not place.exists()]
     is_new = not RunDirectory(out).config.is_file()
     run = open_run(out, config, listener.say)
     try:
@@ -298,7 +328,7 @@ def open_session(
             yield Session(config, run, prepared, ledger, listener)
     except (ConfigError, DataError, ModelError):
         if is_new:
-            discard_unused(run)
+            discard_unused(run, absent)
         raise
 
 
@@ -315,10 +345,15 @@ def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared, name: str) -> 
     recorded = ledger.meta(name)
     if recorded is None:
         ledger.set_meta(name, context)
+        ledger.set_meta(f"{name}: {IDENTITY}", prepared.identity.to_text())
     elif recorded != context:
+        parts = ledger.meta(f"{name}: {IDENTITY}")
+        # Runs of older releases tell nothing but that something differs.
+        known = [] if parts is None else prepared.identity.differences(Identity.from_text(parts))
+        differing = "; ".join(known) or "what it was, this run has not recorded"
         raise RunDirectoryError(
-            f"{run.path} holds a run on another network or other data, or of another release; expected those it was"
-            " started with. Give these, or choose another directory"
+            f"{run.path} holds a run on another network or other data, or of another release; differing: {differing}."
+            " Give what it was started with, or choose another directory"
         )
 
 
@@ -388,6 +423,7 @@ class Candidate:
         """What its controls came to, by their names; none where none were asked for or none applies."""
         return self.member.controls
 
+    @own_defaults()
     def export(self, path: str | Path, to: str | None = None) -> Path:
         """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says.
 
@@ -398,6 +434,7 @@ class Candidate:
             return export_weights(run, self.member, self.model, Path(path))
         return export_member(run, self.front.found, self.member, Path(path), target)
 
+    @own_defaults()
     def model(self) -> nn.Module:
         """A plain ``nn.Module`` with the compressed weights, as the ``.press`` file holds them (inputs in float32)."""
         network, data = self._network()
@@ -416,7 +453,7 @@ class Candidate:
             raise RunDirectoryError(
                 "the run was started from Python with objects; use the front that search() returned"
             )
-        data = given.data or read_data(config, lambda _: None)
+        data = given.data or read_data(config, lambda _: None, given.model)
         if self.policy.shape:
             return network_for(self.policy, config, data), data
         return given.model or dense_network(config, data, self.front.run, lambda _: None), data

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluators.candidate import CandidateEvaluator
+from ..evaluators.defaults import own_defaults
 from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.stopwatch import Stopwatch
@@ -44,6 +45,7 @@ def read_arguments(given: Iterable[str]) -> dict[str, int | float | str | bool]:
     return found
 
 
+@own_defaults()
 def apply_policy(
     policy: Path,
     model: str,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..evaluators.data import DataSet
 from ..policies.errors import ModelError
+from ..policies.state import tensors_of
 
 
 def check_outputs(model: nn.Module, data: DataSet) -> None:
@@ -20,6 +21,11 @@ def check_outputs(model: nn.Module, data: DataSet) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ModelError(f"expected weights in float32, {name} is {_name(parameter.dtype)}; give model.float()")
+    for name, buffer in tensors_of(model).items():
+        if buffer.is_complex() or buffer.is_quantized or buffer.layout is not torch.strided:
+            raise ModelError(
+                f"expected buffers of real values, {name} is {_name(buffer.dtype)}, {_name(buffer.layout)}; store real values"
+            )
     outputs = _outputs(model, data, 1)
     highest = int(data.train.labels.max(initial=0))
     if outputs.shape[1] <= highest:
@@ -57,9 +63,9 @@ def _first(outputs: Tensor) -> str:
 
 def _broken(model: nn.Module) -> str:
     """Which of its weights are not finite."""
-    names = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    names = [name for name, value in tensors_of(model).items() if not bool(torch.isfinite(value).all())]
     return f"; {', '.join(names[:3])} hold{'s' * (len(names) == 1)} NaN or infinity" if names else "; check its weights"
 
 
-def _name(kind: torch.dtype) -> str:
+def _name(kind: torch.dtype | torch.layout) -> str:
     return str(kind).removeprefix("torch.")

@@ -19,25 +19,29 @@ from ..evaluators.cores import available_cores
 from ..evaluators.counts import dense_counts
 from ..evaluators.data import DataSet, SplitSizes, check_measurable
 from ..evaluators.latency import LatencyProbe
-from ..evaluators.models import build_model, load_weights
+from ..evaluators.layouts import Takes, shapes_taken_by
+from ..evaluators.models import FUNCTION, build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.supernet import Supernet
 from ..evaluators.training.checkpoints import OnEpoch
 from ..evaluators.training.task import TrainingTask
 from ..evaluators.workbench import Settings, Workbench
+from ..evaluators.wrappers import check_copies
 from ..policies.architectures import SHAPED
 from ..policies.architectures.shapes import FAMILY, network_of
 from ..policies.coding.press import encode
-from ..policies.coding.tensors import DenseTensor
-from ..policies.errors import ConfigError
+from ..policies.errors import ConfigError, ModelError
 from ..policies.export.onnx import export_onnx
 from ..policies.graph import ModelGraph
 from ..policies.loading import described
 from ..policies.policy import Policy
+from ..policies.state import tensors_of, to_bytes, to_dense
+from ..policies.version import VERSION
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
 from ..spaces.shapes import ShapeSpace
 from .checking import check_outputs
 from .config import Config
+from .identity import Identity, labels_digest, pictures_digest
 from .labelling import labelled_by
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
@@ -83,6 +87,8 @@ class Prepared:
         Digest of data, dense weights and settings: the part of an evaluation's identity that is not its policy.
     workers, threads
         Of the pool.
+    identity
+        What ``context_hash`` is made of, part by part.
     """
 
     bench: Workbench
@@ -91,6 +97,7 @@ class Prepared:
     context_hash: str
     workers: int
     threads: int
+    identity: Identity
 
     @property
     def example(self) -> Tensor:
@@ -116,12 +123,13 @@ def prepare(
     given = given or Given()
     workers, threads = _workers(config)
     torch.set_num_threads(available_cores())
-    data = given.data or read_data(config, say)
+    data = given.data or read_data(config, say, given.model)
     check_measurable(data, config.data.limit)
     if config.space.shape is not None:
         given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
-    model = model.eval()
+    model = _in_evaluation_mode(model)
+    check_copies(model, is_sent=config.pool.kind == "ray" or config.pool.train == "tune")
     check_outputs(model, data)
     example = data.preprocess(data.calibration.images[:1])
     graph = ModelGraph.trace(model, example)
@@ -135,13 +143,30 @@ def prepare(
     stored = _stored_otherwise(settings)
     space, supernet, held = _space(config, data, model, graph, reference, run, say, searched)
     taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
-    known = f"{data.digest()}{_weights_digest(model)}{settings}{stored}{taught}{held}"
-    context = hashlib.sha256(known.encode()).hexdigest()
+    in_words = f"{settings}{stored}{taught}{held}"
+    identity = Identity(
+        release=VERSION,
+        weights=_weights_digest(model),
+        data=data.digest(),
+        pictures=pictures_digest(data),
+        labels=labels_digest(data),
+        settings=hashlib.sha256(in_words.encode()).hexdigest(),
+    )
+    context = hashlib.sha256(f"{identity.data}{identity.weights}{in_words}".encode()).hexdigest()
     if config.quality == "agreement":
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
     bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet, teachers)
-    return Prepared(bench, data, space, context, workers, threads)
+    return Prepared(bench, data, space, context, workers, threads, identity)
+
+
+def _in_evaluation_mode(model: nn.Module) -> nn.Module:
+    try:
+        return model.eval()
+    except NotImplementedError as error:
+        raise ModelError(
+            f"the network has no evaluation mode: {error}; give the nn.Module that it was made of"
+        ) from error
 
 
 def _space(
@@ -166,11 +191,36 @@ def _space(
     return space, supernet, _weights_digest(supernet.model)
 
 
-def read_data(config: Config, say: Say) -> DataSet:
-    """The configuration's data set in its four splits."""
+def read_data(config: Config, say: Say, model: nn.Module | None = None) -> DataSet:
+    """The configuration's data set in its four splits; of arrays whose layout is open, the network takes one."""
     section = config.data
     directory = None if section.directory is None else Path(section.directory).expanduser()
-    return load_data(section.name, directory=directory, report=say, **data_options(config))
+    options = data_options(config)
+    takes = shapes_taken(config, model)
+    return load_data(section.name, directory=directory, report=say, takes=takes, **options)
+
+
+def shapes_taken(config: Config, model: nn.Module | None) -> Takes | None:
+    """Which shapes of pictures the network takes; ``None`` where it is built for whatever the data has."""
+    size = data_options(config)["image_size"]
+    if model is not None:
+        return shapes_taken_by(model, size)
+    section = config.model
+    if not FUNCTION.fullmatch(section.name):
+        return None
+
+    def takes(shape: tuple[int, int, int]) -> bool:
+        try:
+            classes = section.num_classes
+            own = build_model(
+                section.name, num_classes=classes, in_channels=None, seed=config.seed, **section.arguments
+            )
+        except ModelError:
+            # It asks for what only the data tells: it decides nothing.
+            return False
+        return shapes_taken_by(own, size)(shape)
+
+    return takes
 
 
 def data_options(config: Config) -> dict[str, Any]:
@@ -266,8 +316,8 @@ def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
     bench, data = prepared.bench, prepared.data
     assert data.test is not None
     cores = available_cores()
-    state = bench.model.state_dict().items()
-    tensors = {n: DenseTensor(v.detach().cpu().numpy()) for n, v in state if not n.endswith("num_batches_tracked")}
+    state = tensors_of(bench.model).items()
+    tensors = {name: to_dense(value) for name, value in state if not name.endswith("num_batches_tracked")}
     probe = LatencyProbe(bench.reference, prepared.example.numpy(), config.latency.threads)
     latency = probe.measure(bench.reference, pairs=config.latency.pairs, seed=config.seed)
     return {
@@ -381,7 +431,8 @@ def _check_before_training(config: Config, model: nn.Module, data: DataSet) -> N
 
 
 def _weights_digest(model: nn.Module) -> str:
-    sha = hashlib.sha256(json.dumps(sorted(model.state_dict())).encode())
-    for value in model.state_dict().values():
-        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    tensors = tensors_of(model)
+    sha = hashlib.sha256(json.dumps(sorted(tensors)).encode())
+    for value in tensors.values():
+        sha.update(to_bytes(value))
     return sha.hexdigest()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -203,15 +203,23 @@ def _clear(run: RunDirectory, changed: set[str], say: Callable[[str], None]) -> 
         shutil.rmtree(path, ignore_errors=True)
 
 
-def discard_unused(run: RunDirectory) -> None:
+def discard_unused(run: RunDirectory, made: Sequence[Path] = ()) -> None:
     """Remove a run that could not begin, so that its directory is free for a mended configuration.
 
     One that holds anything beyond its configuration and an empty ledger is left as it is.
+
+    Parameters
+    ----------
+    made
+        Directories that were made for it, the innermost first; they go too where nothing else lies in them.
     """
     if {file.name for file in run.path.iterdir()} <= {run.config.name, "ledger.sqlite", "ledger.lock"}:
         for file in run.path.iterdir():
             file.unlink()
         run.path.rmdir()
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
 
 
 def find_run(path: Path) -> tuple[RunDirectory, Config]:

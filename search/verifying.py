@@ -14,6 +14,7 @@ import torch
 from ..evaluators.accuracy import error_pct, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet
+from ..evaluators.defaults import own_defaults
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.macs import profile
 from ..policies.apply import restore
@@ -59,6 +60,7 @@ class Check:
     agrees: bool | None
 
 
+@own_defaults()
 def verify_bundle(path: Path) -> list[Check]:
     """A bundle's files against their digests, and the figures of its report card measured again.
 

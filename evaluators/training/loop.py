@@ -17,6 +17,7 @@ from torch.nn import functional
 from ...policies.errors import CandidateError
 from ...policies.files import write_atomically
 from ...policies.layout import layout
+from ...policies.state import load_tensors, tensors_of
 from ..data import DataSet, Pictures
 from .augment import Augment
 from .penalties.base import Penalty
@@ -189,7 +190,7 @@ def _one_cycle(recipe: Recipe, total: int) -> Callable[[int], float]:
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
-    tensors = {f"model.{name}": value.contiguous().clone() for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value.contiguous().clone() for name, value in tensors_of(model).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, {"epochs": str(epochs)}))
@@ -207,7 +208,7 @@ def _restore(
     with safe_open(path, "pt") as file:
         epochs = int(file.metadata()["epochs"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
+    load_tensors(model, {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...policies import forms
+from ...policies.state import load_tensors, tensors_of
 from ...policies.techniques.prune_magnitude import largest
 from ..data import DataSet
 from .loop import Recipe, train
@@ -91,7 +92,7 @@ def hold(model: nn.Module, state: State, masks: Masks) -> None:
     layers = {name: model.get_submodule(name) for name in masks}
     for layer in layers.values():
         forms.drop_form(layer)
-    model.load_state_dict(dict(state))
+    load_tensors(model, state)
     for name, layer in layers.items():
         forms.set_form(layer, forms.MaskedWeight(masks[name].clone()))
 
@@ -143,7 +144,7 @@ def iterative_pruning(
     while True:
         hold(model, ticket("initial", Origins(initial=start), masks), masks)
         train_round(model)
-        final = {name: value.detach().clone() for name, value in forms.plain(model).state_dict().items()}
+        final = {name: value.detach().clone() for name, value in tensors_of(forms.plain(model)).items()}
         yield Round(masks, final)
         masks = thinned(final, masks, shares)
 

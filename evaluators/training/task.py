@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
+from ...policies.state import tensors_of
 from ..pool import Job
 from ..torchvision_guard import Guard
 from .checkpoints import UNKEPT, Checkpoints, OnEpoch
@@ -41,6 +43,8 @@ class TrainingTask:
         return _rebuild, (Guard.here(), self.model, self.carry_out, self.epochs)
 
     def __call__(self) -> Trainer:
+        # The network's module may set another where it is imported.
+        torch.set_default_dtype(torch.float32)
         return Trainer(self)
 
 
@@ -61,5 +65,5 @@ class Trainer:
 
     def __call__(self, job: Job) -> dict[str, Any]:
         self.task.carry_out(self.checkpoints.of(0), lambda epoch, mean: self.checkpoints.heard(epoch, {"loss": mean}))
-        state = self.task.model.state_dict()
+        state = tensors_of(self.task.model)
         return {"weights": save({name: value.contiguous().clone() for name, value in state.items()})}
