@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from ..policies.errors import WorkError
-from .paths import path_variables
+from .paths import package_variables
 from .pool import (
     Done,
     Evaluate,
@@ -139,7 +142,7 @@ class RayPool(AbstractContextManager["RayPool"]):
                 max_restarts=0,
                 max_task_retries=0,
                 scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(self._threads)) | path_variables()},
+                runtime_env={"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(self._threads)) | package_variables()},
             )
             self._factory = self._ray.put(factory)
             self._slots.extend(self._new_slot() for _ in range(workers))
@@ -314,7 +317,7 @@ def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[A
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": path_variables()},
+            runtime_env={"env_vars": package_variables()},
         )
     # Where its processes do not come up in time, Ray raises an Exception of no class of its own.
     except Exception as error:
@@ -323,6 +326,19 @@ def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[A
             f"cannot {where}: {one_line(str(error))}; check that, or use workers in this process"
         ) from error
     return ray, True
+
+
+def pickle_without_tensors(value: object) -> bytes:
+    """Return a value as Ray pickles it, but for the numbers of tensors, to see whether that can be done."""
+    from ray.cloudpickle import CloudPickler
+
+    class Pickler(CloudPickler):
+        def persistent_id(self, part: object) -> str | None:
+            return "tensor" if isinstance(part, Tensor) else None
+
+    content = io.BytesIO()
+    Pickler(content).dump(value)
+    return content.getvalue()
 
 
 def _check_reachable(address: str) -> None:

@@ -12,6 +12,7 @@ from ..policies.policy import Policy
 from .candidate import CandidateEvaluator
 from .controls import FIDELITY, control
 from .learning import learn_architecture
+from .paths import ModulePath
 from .pool import Job
 from .torchvision_guard import Guard
 from .training.checkpoints import UNKEPT, Checkpoints
@@ -25,8 +26,9 @@ class CandidateFactory:
     bench: Workbench
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The network's class may live in timm or torchvision, which need the guard before they are first imported.
-        return _rebuild, (Guard.here(), self.bench)
+        # The network's class may live where only the driver looks, or in timm or torchvision, which need the guard before
+        # they are first imported.
+        return _rebuild, (ModulePath.here(), Guard.here(), self.bench)
 
     def __call__(self) -> CandidateWorker:
         torch.set_num_threads(self.bench.threads)
@@ -35,7 +37,7 @@ class CandidateFactory:
         return CandidateWorker(CandidateEvaluator(self.bench))
 
 
-def _rebuild(_: Guard, bench: Workbench) -> CandidateFactory:
+def _rebuild(_: ModulePath, __: Guard, bench: Workbench) -> CandidateFactory:
     return CandidateFactory(bench)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-from torch import Tensor, jit, nn
+from torch import jit, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -61,13 +60,13 @@ def _is_compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None
 
 
-def check_copies(model: nn.Module, is_sent: bool) -> None:
+def check_copies(model: nn.Module, pickle: Callable[[Any], object] | None = None) -> None:
     """Refuse a network that cannot be copied, or not sent to other processes, by the attribute that is in the way.
 
     Parameters
     ----------
-    is_sent
-        Whether workers in other processes will get it.
+    pickle
+        How workers in other processes get it, where there are any.
 
     Raises
     ------
@@ -76,8 +75,8 @@ def check_copies(model: nn.Module, is_sent: bool) -> None:
     """
     tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     _check(model, lambda value: copy.deepcopy(value, dict(tensors)), "copied", "every candidate is a copy:")
-    if is_sent:
-        _check(model, _pickle, "sent to workers", "give pool.kind: in-process, which sends nothing, or")
+    if pickle is not None:
+        _check(model, pickle, "sent to workers", "give pool.kind: in-process, which sends nothing, or")
 
 
 def _check(model: nn.Module, carry_out: Callable[[Any], Any], what: str, advice: str) -> None:
@@ -104,14 +103,3 @@ def _culprit(model: nn.Module, carry_out: Callable[[Any], Any]) -> tuple[str, Ex
                 where = f"{place}.{name}" if place else name
                 return f": its attribute '{where}' is a {type(value).__name__}", error
     return None
-
-
-def _pickle(value: Any) -> None:
-    """As Ray does, but for the tensors' values."""
-    from ray.cloudpickle import CloudPickler
-
-    class Pickler(CloudPickler):
-        def persistent_id(self, value: Any) -> str | None:
-            return "tensor" if isinstance(value, Tensor) else None
-
-    Pickler(io.BytesIO()).dump(value)

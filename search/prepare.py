@@ -21,6 +21,7 @@ from ..evaluators.data import DataSet, SplitSizes, check_measurable
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.layouts import Takes, shapes_taken_by
 from ..evaluators.models import FUNCTION, build_model, load_weights
+from ..evaluators.ray_pool import pickle_without_tensors
 from ..evaluators.sources import load_data
 from ..evaluators.supernet import Supernet
 from ..evaluators.training.checkpoints import OnEpoch
@@ -129,7 +130,8 @@ def prepare(
         given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
     model = _in_evaluation_mode(model)
-    check_copies(model, is_sent=config.pool.kind == "ray" or config.pool.train == "tune")
+    is_sent = config.pool.kind == "ray" or config.pool.train == "tune"
+    check_copies(model, pickle_without_tensors if is_sent else None)
     check_outputs(model, data)
     example = data.preprocess(data.calibration.images[:1])
     graph = ModelGraph.trace(model, example)

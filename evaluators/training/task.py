@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ...policies.state import tensors_of
+from ..paths import ModulePath
 from ..pool import Job
 from ..torchvision_guard import Guard
 from .checkpoints import UNKEPT, Checkpoints, OnEpoch
@@ -39,8 +40,9 @@ class TrainingTask:
     epochs: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The network's class may live in timm or torchvision, which need the guard before they are first imported.
-        return _rebuild, (Guard.here(), self.model, self.carry_out, self.epochs)
+        # The network's class may live where only the driver looks, or in timm or torchvision, which need the guard before
+        # they are first imported.
+        return _rebuild, (ModulePath.here(), Guard.here(), self.model, self.carry_out, self.epochs)
 
     def __call__(self) -> Trainer:
         # The network's module may set another where it is imported.
@@ -48,7 +50,7 @@ class TrainingTask:
         return Trainer(self)
 
 
-def _rebuild(_: Guard, model: nn.Module, carry_out: CarryOut, epochs: int) -> TrainingTask:
+def _rebuild(_: ModulePath, __: Guard, model: nn.Module, carry_out: CarryOut, epochs: int) -> TrainingTask:
     return TrainingTask(model, carry_out, epochs)
 
 
