@@ -155,7 +155,8 @@ def _batches(source: object, reading: Reading) -> Iterator[Any]:
         return _watch(loader, reading, source.dataset, order)
     if _is_numbered(source):
         _warn_of_changing_items(source, reading)
-        return _collate(_items(source, reading), reading)
+        items = _items(source, reading)
+        return _collate(items, reading) if isinstance(source, Dataset) else items
     if isinstance(source, IterableDataset):
         return _collate(_watch(source, reading), reading)
     return _watch(source, reading)
