@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .coding.floats import DTYPES
 from .coding.tensors import DenseTensor
 
+_STORED_TYPES = frozenset(map(str, DTYPES))
 _EXTRA_STATE = "_extra_state"
 """How torch ends the name of what a module keeps by ``get_extra_state``, which may be anything."""
 
@@ -43,15 +47,31 @@ def to_dense(tensor: Tensor) -> DenseTensor:
 
     Loading the wider one into a tensor of the first type gives the values again.
     """
+    return DenseTensor(to_array(tensor).copy())
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor of any real type as an array: in its own type, or in a wider one where files have no such type."""
     values = tensor.detach().cpu().contiguous()
-    if is_storable(values.dtype):
-        return DenseTensor(values.numpy().copy())
-    return DenseTensor((values.float() if values.is_floating_point() else values.long()).numpy().copy())
+    if str(values.dtype).removeprefix("torch.") not in _STORED_TYPES:
+        values = values.float() if values.is_floating_point() else values.long()
+    array: np.ndarray = values.numpy()
+    return array
 
 
-def is_storable(kind: torch.dtype) -> bool:
-    """Tell whether files have values of a type."""
-    return str(kind).removeprefix("torch.") in {str(known) for known in DTYPES}
+@contextmanager
+def tensors_alone(model: nn.Module) -> Iterator[None]:
+    """Meanwhile ``state_dict`` gives tensors alone, which is all that some of torch's own code expects of it."""
+
+    def leave_out(_: nn.Module, state: dict[str, Any], *__: object) -> None:
+        for name in [name for name in state if is_extra(name)]:
+            del state[name]
+
+    handle = model.register_state_dict_post_hook(leave_out)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def to_bytes(tensor: Tensor) -> bytes:

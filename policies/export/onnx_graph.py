@@ -15,6 +15,8 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from ..errors import ModelError
+
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 
 
@@ -307,7 +309,12 @@ def _session(data: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    # The runtime has an exception class for each status, with no common base of its own.
+    except Exception as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"ONNX Runtime cannot load the exported network: {cause}; replace what it names") from error
 
 
 def _is_settled_batch_norm(graph: Graph, node: onnx.NodeProto) -> bool:

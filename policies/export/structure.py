@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..state import to_bytes
+
 # Attributes that count channels: the tensors' shapes say the same.
 COUNTS = frozenset(
     {"in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "num_parameters"}
@@ -87,7 +89,7 @@ def _frozen(value: Any) -> Hashable:
     if isinstance(value, OPAQUE):
         return kind, value
     if isinstance(value, Tensor):
-        return kind, value.dtype, tuple(value.shape), value.detach().contiguous().numpy().tobytes()
+        return kind, value.dtype, tuple(value.shape), to_bytes(value)
     if kind in (dict, OrderedDict):
         return kind, tuple((key, _frozen(entry)) for key, entry in value.items())
     if isinstance(value, (list, tuple)):

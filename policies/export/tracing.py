@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.onnx import TrainingMode
 
 from ..errors import ModelError
+from ..state import tensors_alone, to_array
 from .onnx_graph import (
     Graph,
     ShapeConstants,
@@ -161,7 +162,7 @@ def export(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelPro
     """
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings(record=True) as warned:
+        with warnings.catch_warnings(record=True) as warned, tensors_alone(model):
             warnings.simplefilter("always")
             torch.onnx.export(
                 model,
@@ -197,7 +198,7 @@ def merged(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         alike = known.setdefault((tensor.dtype, tensor.shape, tensor.stride()), [])
         same = next((array for other, array in alike if torch.equal(other, tensor)), None)
         if same is None:
-            first[name] = tensor.detach().numpy()
+            first[name] = to_array(tensor)
             alike.append((tensor, first[name]))
         else:
             later[name] = same

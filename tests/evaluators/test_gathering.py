@@ -151,7 +151,9 @@ def test_a_data_set_that_augments_is_said_and_draws_as_if_nobody_had_looked() ->
     ],
 )
 def test_what_code_of_the_callers_raises_is_one_sentence_with_the_item(data: object, place: str) -> None:
-    with pytest.raises(DataError, match=rf"^data set 'data', train: .*{place}: OSError: image file is truncated") as came:
+    with pytest.raises(
+        DataError, match=rf"^data set 'data', train: .*{place}: OSError: image file is truncated"
+    ) as came:
         as_dataset(data)
     assert "\n" not in str(came.value)
 
@@ -171,11 +173,17 @@ class WithoutStart:
     [
         (WithoutLength(failing), "its length: RuntimeError: the index is missing"),
         (WithoutStart(), "PermissionError: no key"),
-        (Items(lambda number: (IMAGES[number][:, : 6 - number % 2], 0)), "items 0 to 49 cannot be joined: RuntimeError"),
+        (
+            Items(lambda number: (IMAGES[number][:, : 6 - number % 2], 0)),
+            "items 0 to 49 cannot be joined: RuntimeError",
+        ),
         (Items(lambda number: (Image.new("RGB", (4, 4)), 0)), "items 0 to 49 cannot be joined: TypeError"),
         (Items(lambda number: (IMAGES[number], 0, number)), "expected batches .images, labels."),
         (Items(lambda number: {"image": IMAGES[number]}), "expected batches .* got the keys image"),
-        (Items(lambda number: {"image": IMAGES[number], "x": IMAGES[number], "label": 0}), "got the keys image, x, label"),
+        (
+            Items(lambda number: {"image": IMAGES[number], "x": IMAGES[number], "label": 0}),
+            "got the keys image, x, label",
+        ),
         ((torch.eye(4).to_sparse(), LABELS), "expected arrays or dense tensors"),
         ([(IMAGES[:4], LABELS[:4]), (IMAGES[:4, :, :5], LABELS[:4])] * 2, "differ in shape between batches"),
     ],

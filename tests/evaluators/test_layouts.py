@@ -53,7 +53,9 @@ def test_without_a_network_what_is_plain_is_read_and_said_and_the_rest_refused()
     assert found == (2, 64, 1) and "64 x 1 pictures of 2 channels" in lines[0]
     found, lines = read((48, 64, 3))
     assert found == (3, 48, 64) and "48 x 64 pictures of 3 channels" in lines[0]
-    with pytest.raises(DataError, match=r"\(16, 40, 1\) may be 16 channels of 40 x 1, or 16 x 40 pictures of 1 channels"):
+    with pytest.raises(
+        DataError, match=r"\(16, 40, 1\) may be 16 channels of 40 x 1, or 16 x 40 pictures of 1 channels"
+    ):
         read((16, 40, 1))
 
 
