@@ -253,7 +253,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("Original Traceback" in line for line in lines):
         return lines[-1]
-    return f"{type(error).__name__}: {' '.join(lines)}"
+    return ": ".join([type(error).__name__, *([" ".join(lines)] if lines else [])])
 
 
 def _shuffled_indices(loader: DataLoader[Any]) -> Sequence[int] | None:
