@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,6 +95,14 @@ class DataSet:
     """A named data set in four splits.
 
     ``test`` is read once per final candidate; ``without_test`` is what workers get.
+
+    Parameters
+    ----------
+    validation_from
+        Where the validation pictures come from: a split of the source's ``own``, its ``training`` split or its ``testing``
+        split.
+    test_from
+        Where the test pictures come from: a split of the source's ``own``, or its ``training`` split.
     """
 
     name: str
@@ -103,6 +112,8 @@ class DataSet:
     validation: Pictures
     test: Pictures | None
     preprocess: Preprocess = field(default_factory=Preprocess)
+    validation_from: Literal["own", "training", "testing"] = "own"
+    test_from: Literal["own", "training"] = "own"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -197,6 +208,8 @@ def split(
             raise DataError(f"data set '{name}': the {part} split is empty; give pictures, or none to hold some out")
     train = _in_order(pictures, order, owned)
     change = ["data.validation"]
+    test_from: Literal["own", "training"] = "training" if test is None else "own"
+    validation_from: Literal["own", "training"] = "training" if validation is None else "own"
     if test is None:
         count = _held_out(name, "test", sizes.test, len(train), ["data.test"])
         test, train = train.take(slice(0, count)), train.take(slice(count, None))
@@ -216,6 +229,8 @@ def split(
         validation=validation,
         test=test,
         preprocess=preprocess or standardise(train),
+        validation_from=validation_from,
+        test_from=test_from,
     )
 
 

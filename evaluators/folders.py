@@ -26,8 +26,25 @@ File = tuple[Path, int]
 """A picture and its class index."""
 
 
+def parts_of(validation_split: str | None) -> dict[str, str]:
+    """Return what a source calls its splits -> train, validation or test.
+
+    Parameters
+    ----------
+    validation_split
+        The split whose pictures are for validation, where it was named.
+    """
+    if validation_split is None or validation_split in PARTS:
+        return PARTS
+    return {"train": "train", "test": "test", validation_split: "validation"}
+
+
 def read_folder(
-    root: Path, size: tuple[int, int] | None, draw: Draw, report: Callable[[str], None]
+    root: Path,
+    size: tuple[int, int] | None,
+    draw: Draw,
+    report: Callable[[str], None],
+    validation_split: str | None = None,
 ) -> tuple[dict[str, Pictures], int]:
     """Read ``root/CLASS/picture``, or the same below ``train``, ``val`` and ``test``.
 
@@ -39,6 +56,8 @@ def read_folder(
         Which pictures of a part are read.
     report
         Gets a line where something in the folders is left out.
+    validation_split
+        The folder of the validation pictures, where it was named.
 
     Returns
     -------
@@ -52,7 +71,7 @@ def read_folder(
         Where there are no class folders, one of them has no pictures, or a picture cannot be read.
     """
     try:
-        files, classes = _list_parts(root, report)
+        files, classes = _list_parts(root, report, validation_split)
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error}; mend its permissions or give another folder") from error
     for part, listed in files.items():
@@ -68,25 +87,36 @@ def read_folder(
     return {part: _decode(listed, height, width) for part, listed in files.items()}, len(classes)
 
 
-def _list_parts(root: Path, report: Callable[[str], None]) -> tuple[dict[str, list[File]], list[str]]:
+def _list_parts(
+    root: Path, report: Callable[[str], None], validation_split: str | None
+) -> tuple[dict[str, list[File]], list[str]]:
     """The pictures of each part and the names of the classes."""
-    folders = _folders_of_parts(root, report)
+    folders = _folders_of_parts(root, report, validation_split)
     classes = _class_names(folders["train"])
     _refuse_parts_for_classes(folders["train"], classes)
     return {part: _list_pictures(folder, classes, part, report) for part, folder in folders.items()}, classes
 
 
-def _folders_of_parts(root: Path, report: Callable[[str], None]) -> dict[str, Path]:
+def _folders_of_parts(root: Path, report: Callable[[str], None], validation_split: str | None) -> dict[str, Path]:
     """The folder of each part; a flat folder of classes is all training pictures."""
     base = root / "train"
     if not base.is_dir():
         return {"train": root}
-    held = {part: root / name for name, part in PARTS.items() if part != "train" and (root / name).is_dir()}
-    unknown = [entry.name for entry in _entries(root) if _is_class(entry) and entry.name not in PARTS]
+    parts = parts_of(validation_split)
+    held = {part: root / name for name, part in parts.items() if part != "train" and (root / name).is_dir()}
+    if "test" not in held:
+        # Where there are validation pictures alone, they are what everybody reports figures on, unless others were named.
+        usual = [root / name for name, part in PARTS.items() if part == "validation" and (root / name).is_dir()]
+        unused = [folder for folder in usual if validation_split is None or folder != held.get("validation")]
+        if unused and validation_split is None:
+            held = {"test": unused[-1]}
+        elif unused:
+            held["test"] = unused[-1]
+    read = {"train", *(folder.name for folder in held.values())}
+    unknown = [entry.name for entry in _entries(root) if _is_class(entry) and entry.name not in read]
     if unknown:
         report(f"{root}: not read are the folders {_shown(unknown)}; expected {', '.join(PARTS)}")
-    # Where there are validation pictures alone, they are what everybody reports figures on.
-    return {"train": base} | (held if "test" in held or not held else {"test": held["validation"]})
+    return {"train": base} | held
 
 
 def _class_names(folder: Path) -> list[str]:

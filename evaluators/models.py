@@ -95,10 +95,10 @@ def check_name(name: str) -> None:
         _torchvision_with(rest)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors."""
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the weights as safetensors, with what is to be said of them beside."""
     tensors = {name: value.detach().contiguous() for name, value in tensors_of(model).items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, dict(metadata or {}) or None))
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> Any:

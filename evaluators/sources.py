@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import numpy as np
 from ..policies.errors import DataError
 from .data import MAX_BYTES, DataSet, Pictures, Preprocess, SplitSizes, split
 from .fetch import FILES, default_directory, fetch
-from .folders import PARTS, read_folder
+from .folders import PARTS, parts_of, read_folder
 from .gathering import Reading, gather_pictures, is_labelled
 from .layouts import Report, Takes
 from .models import FUNCTION, import_function
 
 MAX_CLASSES = 100_000
 FORMS = ("digits", *FILES, "imagefolder:PATH", "npz:PATH", "package.module:function")
+SPLIT_NAME = re.compile(r"\w[\w-]*")
+"""Names of splits, which are names of folders and arrays too."""
 
 Values = float | Sequence[float] | None
 
@@ -36,6 +39,12 @@ class _Options:
     limit: int | None
     report: Report
     takes: Takes | None
+    validation_split: str | None = None
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Return what the source calls its splits -> train, validation or test."""
+        return parts_of(self.validation_split)
 
     def reading(self, what: str) -> Reading:
         """How pictures of this name are read."""
@@ -58,6 +67,7 @@ def load_data(
     mean: Values = None,
     std: Values = None,
     limit: int | None = None,
+    validation_split: str | None = None,
     report: Report = print,
     takes: Takes | None = None,
 ) -> DataSet:
@@ -80,6 +90,9 @@ def load_data(
         pictures, 0 and 1 for float ones.
     limit
         At most so many pictures of each part that the source has, drawn by the seed.
+    validation_split
+        The split whose pictures are for validation: what the source calls it (a folder, the end of an array's name, a key of
+        a mapping); ``validation`` or ``val`` where ``None`` and the source has it.
     report
         Gets a line for each thing that takes time, is left out, or could be read in two ways.
     takes
@@ -91,14 +104,14 @@ def load_data(
     DataError
         Where the name is unknown, or the data is missing, empty, corrupt or larger than 8 GB.
     """
-    options = _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit, report, takes)
+    options = _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit, report, takes, validation_split)
     kind, _, path = name.partition(":")
     if name == "digits":
         return _finish(name, {"train": _digits()}, options, 10, owned=True)
     if name in FILES:
         return _finish(name, _fetched(name, directory or default_directory(), report), options, 10, owned=True)
     if kind == "imagefolder":
-        parts, classes = read_folder(Path(path).expanduser(), image_size, options.draw, report)
+        parts, classes = read_folder(Path(path).expanduser(), image_size, options.draw, report, validation_split)
         return _finish(name, parts, options, classes, owned=True)
     if kind == "npz":
         return _finish(name, _npz(Path(path).expanduser(), options), options, owned=True)
@@ -126,6 +139,7 @@ def as_dataset(
     mean: Values = None,
     std: Values = None,
     limit: int | None = None,
+    validation_split: str | None = None,
     report: Report = print,
     takes: Takes | None = None,
 ) -> DataSet:
@@ -145,13 +159,16 @@ def as_dataset(
     DataError
         Where it is none of these, empty, or larger than 8 GB, or where code of the caller's fails.
     """
-    return _from_object(data, name, _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit, report, takes))
+    options = _Options(sizes or SplitSizes(), seed, image_size, mean, std, limit, report, takes, validation_split)
+    return _from_object(data, name, options)
 
 
 def _from_object(data: object, name: str, options: _Options) -> DataSet:
     if isinstance(data, DataSet):
+        if options.validation_split not in (None, "validation", "val"):
+            raise _no_split(name, options, ("train", "validation", "test"))
         return data
-    values = _parts(data, name)
+    values = _parts(data, name, options)
     parts = {
         part: gather_pictures(value, options.reading(f"data set '{name}', {part}")) for part, value in values.items()
     }
@@ -163,6 +180,8 @@ def _finish(
     name: str, parts: Mapping[str, Pictures], options: _Options, num_classes: int | None = None, owned: bool = False
 ) -> DataSet:
     """Limit, split, and decide on the preprocessing; pictures that are ours are put in order where they lie."""
+    if options.validation_split is not None and "validation" not in parts:
+        raise _no_split(name, options, parts)
     drawn = {part: pictures.take(options.draw(len(pictures))) for part, pictures in parts.items()}
     bound = num_classes or MAX_CLASSES
     for part, pictures in drawn.items():
@@ -196,6 +215,13 @@ def _finish(
     mean = _per_channel("mean", options.mean, channels) or data.preprocess.mean
     std = _per_channel("std", options.std, channels) or data.preprocess.std
     return replace(data, preprocess=Preprocess(mean, std, options.image_size))
+
+
+def _no_split(name: str, options: _Options, parts: Iterable[str]) -> DataError:
+    return DataError(
+        f"data.validation_from: data set '{name}' has no split '{options.validation_split}' beside {', '.join(parts)};"
+        " expected training, testing or the name of one that it has"
+    )
 
 
 def _per_channel(what: str, values: Values, channels: int) -> tuple[float, ...] | None:
@@ -284,7 +310,7 @@ def _npz(path: Path, options: _Options) -> dict[str, Pictures]:
         raise DataError(
             f"{path} cannot be read as .npz: {error}; expected arrays {expected} without objects"
         ) from error
-    names = {"x": "train"} if "x" in arrays else {f"x_{key}": part for key, part in PARTS.items()}
+    names = {"x": "train"} if "x" in arrays else {f"x_{key}": part for key, part in options.parts.items()}
     found = {part: (arrays[key], arrays.get(f"y{key[1:]}")) for key, part in names.items() if key in arrays}
     if "train" not in found or any(labels is None for _, labels in found.values()):
         raise DataError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected {expected}")
@@ -301,15 +327,15 @@ def _called(name: str) -> object:
         raise DataError(f"data set '{name}': the function failed: {type(error).__name__}: {error}") from error
 
 
-def _parts(data: object, name: str) -> dict[str, object]:
+def _parts(data: object, name: str, options: _Options) -> dict[str, object]:
     """The value for each of train, validation and test."""
     if is_labelled(data):
         return {"train": data}
     if isinstance(data, Mapping):
-        unknown = [str(key) for key in data if key not in PARTS]
+        unknown = [str(key) for key in data if key not in PARTS and key not in options.parts]
         if unknown or "train" not in data:
             raise DataError(f"data set '{name}': expected train[, validation][, test], got {', '.join(map(str, data))}")
-        return {PARTS[key]: value for key, value in data.items()}
+        return {options.parts[key]: value for key, value in data.items() if key in options.parts}
     if isinstance(data, tuple | list) and len(data) in (2, 3):
         return dict(zip(("train", "test") if len(data) == 2 else ("train", "validation", "test"), data))
     return {"train": data}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from .progress import Listener, Silence
 from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
+from .splits import META as SPLITS
+from .splits import apply_choice, recorded_choice
 from .summary import note_classes, note_layers, note_unknown, write_report
 
 IDENTITY = "identity"
@@ -248,7 +251,7 @@ def slimmable(directory: str | Path) -> Slimmable:
         Where the run searched no shapes.
     """
     front = open_front(directory)
-    config, data = front.config, read_data(front.config, lambda _: None)
+    config, data = front.config, apply_choice(front.config, read_data(front.config, lambda _: None))
     if config.space.shape is None:
         raise ConfigError(f"{directory}: the run searched no shapes; give one whose configuration has space.shape")
     model = dense_network(config, data, front.run, lambda _: None)
@@ -314,11 +317,13 @@ def open_session(
     try:
         with Ledger(run.path) as ledger:
             _note_command(ledger, command)
-            prepared = prepare(config, run, listener.say, given, searched=searched)
+            earlier = recorded_choice(ledger)
+            prepared = prepare(config, run, listener.say, given, searched=searched, validation_from=earlier)
             # Measurements of shapes hang on a supernet besides, which nothing but their search trains.
             _claim(
                 ledger, run, prepared, "context" if searched or config.space.shape is None else "context of the network"
             )
+            ledger.set_meta(SPLITS, json.dumps(prepared.splits.record))
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
@@ -453,7 +458,7 @@ class Candidate:
             raise RunDirectoryError(
                 "the run was started from Python with objects; use the front that search() returned"
             )
-        data = given.data or read_data(config, lambda _: None, given.model)
+        data = given.data or apply_choice(config, read_data(config, lambda _: None, given.model))
         if self.policy.shape:
             return network_for(self.policy, config, data), data
         return given.model or dense_network(config, data, self.front.run, lambda _: None), data

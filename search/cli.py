@@ -168,11 +168,13 @@ def export(
 ) -> None:
     """Write a deployable file of one member of the front."""
     from .api import open_front
+    from .report.text import whole_test_text
 
     candidate = open_front(directory).pick(pick)
     path = candidate.export(out, to)
     metrics = dict(candidate.metrics)
-    line = f"{path}: {candidate.member.id}, {metrics['error_pct']:.2f} % error, {metrics['stored_bytes']:,} B stored"
+    whole = f" ({text})" if (text := whole_test_text(metrics)) else ""
+    line = f"{path}: {candidate.member.id}, {metrics['error_pct']:.2f} % error{whole}, {metrics['stored_bytes']:,} B stored"
     _say({"path": str(path), "id": candidate.member.id, "metrics": metrics}, as_json, line)
 
 
@@ -333,6 +335,7 @@ def _show_exits(directory: Path, found: ExitsFound, as_json: bool) -> None:
 
 
 def _show_front(directory: Path, found: FrontData, as_json: bool) -> None:
+    from .report.text import whole_test_text
     from .terminal import front_table
 
     knee = found.knee
@@ -348,6 +351,8 @@ def _show_front(directory: Path, found: FrontData, as_json: bool) -> None:
         return
     console = Console()
     console.print(front_table(found))
+    if whole := whole_test_text(found.baseline):
+        console.print(f"dense: {whole}", highlight=False, soft_wrap=True)
     console.print(f"report: {directory / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from safetensors.torch import load_file
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..evaluators.accuracy import bounds, error_interval, file_error
 from ..evaluators.controls import FIDELITY, applicable, epochs_of
 from ..evaluators.cores import all_cores
+from ..evaluators.holdout import whole_test
 from ..evaluators.models import save_weights
 from ..evaluators.training.loop import Recipe
 from ..evaluators.training.lottery import Control, train_early
@@ -25,6 +26,7 @@ from .intervals import with_intervals
 from .ledger import Evaluation, EvaluationKey
 from .prepare import OWN_MODEL
 from .session import Session
+from .splits import describe_recipe, trained_here
 
 TESTED = "control_test:"
 """What the rung begins with on which a control's file is read against the test pictures."""
@@ -129,7 +131,8 @@ class Controls:
             return {"failed": f"{tested.error_class}: {tested.error}"}
         counted = {name: int(trained.values[name]) for name in ("epochs", "stored_bytes", "onnx_bytes")}
         validation = {"validation_error_pct": trained.values["error_pct"]}
-        return with_intervals({**tested.values, **validation}) | counted
+        whole = whole_test(self.session.prepared.data, trained.values["error_pct"], tested.values["error_pct"])
+        return with_intervals({**tested.values, **validation, **whole}) | counted
 
     def _key(self, member: Member, prefix: str, control: Control) -> EvaluationKey:
         return self.session.key(member.policy, f"{prefix}{control}")
@@ -165,5 +168,6 @@ class Controls:
             data, seed = self.session.prepared.data.without_test(), self.session.config.seed
             with all_cores():
                 train_early(network, data, self._recipe, epochs, seed=seed)
-            save_weights(network, path)
+            recipe = describe_recipe(self.session.config, train=asdict(self._recipe), epochs=epochs)
+            save_weights(network, path, trained_here(self.session.prepared.splits.data, recipe).metadata())
         return load_file(path)

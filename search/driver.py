@@ -38,6 +38,7 @@ def run_stages(session: Session) -> FrontData:
     baseline = session.baseline
     size, latency = baseline["stored_bytes"] / 1000, baseline["latency_ms"]
     session.listener.say(f"dense: {baseline['error_pct']:.2f} % error, {size:.1f} kB stored, {latency:.3f} ms")
+    session.tell_drift()
     finals, by_trials = Finals(session), session.config.pool.train == "tune"
     # Where trainings are trials, one pool is closed before the other opens: either reserves every core.
     if by_trials and session.config.space.learned.learnings():

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ..evaluators.accuracy import bounds, error_interval, error_pct
+from ..evaluators.data import DataSet, Pictures
 from ..evaluators.exits import ALWAYS, NEVER, Exits, cost_before, macs_by_exit, run_exits
+from ..evaluators.holdout import whole_test
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.models import load_weights
 from ..evaluators.runtime import session as runtime_session
@@ -34,6 +36,7 @@ from .pareto import front as front_of
 from .report.exits import render_exits
 from .rundir import sha256
 from .session import Session
+from .splits import describe_recipe, notes_of, trained_further
 from .trainings import train_network
 
 RUNG = "exits"
@@ -115,6 +118,7 @@ def find_exits(session: Session) -> ExitsFound:
     probe = LatencyProbe(
         bench.reference, example.numpy(), session.config.latency.threads, session.baseline["latency_ms"]
     )
+    session.tell_drift()
     exits = _on_validation(session, network, file, probe)
     points = _undominated(exits)
     chosen = _spread(_useful(session, exits, points), session.config.exits.members)
@@ -128,7 +132,10 @@ def find_exits(session: Session) -> ExitsFound:
     curve = tuple({"thresholds": list(t), **_plain(exits.at(t))} for t in points)
     found = ExitsFound(network.after, session.baseline, curve, tuple(members))
     write_text(run.path / "exits.json", json.dumps(found.as_dict(), indent=1) + "\n")
-    write_text(run.path / "exits.html", render_exits(run.path.resolve().name, found.as_dict(), session.config.quality))
+    notes = notes_of(session.prepared.splits.record, session.baseline)
+    write_text(
+        run.path / "exits.html", render_exits(run.path.resolve().name, found.as_dict(), session.config.quality, notes)
+    )
     return found
 
 
@@ -153,7 +160,11 @@ def _trained(session: Session, example: Tensor) -> ExitNetwork:
     def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
         train(network, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch)
 
-    task = TrainingTask(network, carry_out, recipe.epochs)
+    # Where they stand, not how their places were found.
+    trained = {**settings.model_dump(mode="json", exclude={"count", "members"}), "after": list(after)}
+    described = describe_recipe(session.config, exits=trained)
+    metadata = trained_further(session.prepared.splits.record, session.config, described).metadata()
+    task = TrainingTask(network, carry_out, recipe.epochs, metadata)
     state = run.path / "exits-training.safetensors"
     train_network(task, weights, state, session.config.pool, run, session.listener.say)
     return network.eval()
@@ -248,8 +259,8 @@ def _tested(session: Session, policy: Policy, onnx: bytes, exits: Exits) -> dict
     if row.state == "pending":
         lease, start = ledger.lease(key, time.time()), time.perf_counter()
         try:
-            pictures = np.concatenate([x.numpy() for x, _ in data.batches(data.test, BATCH)])
-            logits, taken = run_exits(runtime_session(onnx), pictures)
+            logits, taken = _run(onnx, data, data.test)
+            compared = _compared_error(onnx, data)
         except ParetopressError as error:
             ledger.fail(lease, type(error).__name__, str(error))
             raise
@@ -258,6 +269,7 @@ def _tested(session: Session, policy: Policy, onnx: bytes, exits: Exits) -> dict
         values = {
             "error_pct": wrong,
             **bounds("error_ci95", error_interval(wrong, len(data.test))),
+            **whole_test(data, compared, wrong),
             "expected_macs": float(shares @ exits.macs),
             "expected_latency_ratio": float(shares @ exits.latency_ratio),
             "onnx_bytes": float(len(onnx)),
@@ -266,6 +278,19 @@ def _tested(session: Session, policy: Policy, onnx: bytes, exits: Exits) -> dict
         spent = {"total": time.perf_counter() - start}
         ledger.complete(lease, values, {}, {"model.onnx": sha256(onnx)}, "driver", spent)
     return dict(ledger.get(key).values)
+
+
+def _run(onnx: bytes, data: DataSet, part: Pictures) -> tuple[np.ndarray, np.ndarray]:
+    """Run the exported file on pictures: logits (N, K), and the exit (N,) that each of them took."""
+    pictures = np.concatenate([x.numpy() for x, _ in data.batches(part, BATCH)])
+    return run_exits(runtime_session(onnx), pictures)
+
+
+def _compared_error(onnx: bytes, data: DataSet) -> float:
+    """Measure the file's error in per cent on the test pictures that thresholds were chosen on; not a number without such."""
+    if data.validation_from != "testing":
+        return float("nan")
+    return error_pct(_run(onnx, data, data.validation)[0], data.validation.labels)
 
 
 def _plain(average: Any) -> dict[str, Any]:

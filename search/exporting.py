@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import yaml
@@ -24,9 +24,11 @@ from .config import load_config
 from .front import FrontData, Member
 from .ledger import LEDGER_FILE, Ledger
 from .rundir import RunDirectory, read_json, sha256
+from .splits import describe_recipe, read_splits, recorded_choice, trained_further
 
 TARGETS = ("onnx", "press", "bundle", "safetensors")
 CARD = "card.json"
+T = TypeVar("T")
 _BY_ENDING = {".onnx": "onnx", ".press": "press", ".safetensors": "safetensors", "": "bundle"}
 
 
@@ -86,7 +88,12 @@ def export_weights(run: RunDirectory, member: Member, network: Callable[[], nn.M
             " press or bundle"
         )
     measured_file(run, member, "model.press")
-    save_weights(network(), path)
+    config, splits = load_config(run.config), _read_run(run, read_splits)
+    described = describe_recipe(
+        config, member=member.policy.as_dict(), recovery=config.recovery.model_dump(mode="json")
+    )
+    metadata = trained_further(splits, config, described).metadata() if splits else None
+    save_weights(network(), path, metadata)
     return path
 
 
@@ -172,13 +179,21 @@ def report_card(run: RunDirectory, found: FrontData, member: Member, files: dict
         "feasible": member.feasible,
         "stored_parts_bytes": breakdown(files["model.press"]),
         "sha256": {name: sha256(content) for name, content in files.items()},
+        "splits": _read_run(run, read_splits),
         "environment": read_json(run.environment),
     }
 
 
+def _read_run(run: RunDirectory, read: Callable[[Ledger], T]) -> T:
+    with Ledger.read(run.path) as ledger:
+        return read(ledger)
+
+
 def _portable_config(run: RunDirectory) -> str:
-    """The configuration as the run resolved it."""
+    """The configuration as the run resolved it; where its validation pictures came from depends on weights that stay behind."""
     plain = load_config(run.config).model_dump(mode="json")
+    if _read_run(run, recorded_choice) == "testing":
+        plain["data"]["validation_from"] = "testing"
     return yaml.safe_dump(plain, sort_keys=False, width=120)
 
 

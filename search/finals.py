@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluators.accuracy import bounds, error_interval, file_error
+from ..evaluators.holdout import whole_test
 from ..evaluators.latency import LatencyProbe
 from ..policies.errors import ParetopressError, SearchError
 from ..policies.policy import Policy
@@ -168,4 +169,5 @@ class Finals:
         if tested.state != "done":
             return None
         validation = {"validation_error_pct": recovered.values["error_pct"]}
-        return with_intervals({**recovered.values, **validation, **tested.values})
+        whole = whole_test(self.session.prepared.data, recovered.values["error_pct"], tested.values["error_pct"])
+        return with_intervals({**recovered.values, **validation, **tested.values, **whole})

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_WHOLE = ("stored_bytes", "onnx_bytes", "macs", "params", "peak_memory_bytes", "unknown_operations")
+_WHOLE = (
+    "stored_bytes",
+    "onnx_bytes",
+    "macs",
+    "params",
+    "peak_memory_bytes",
+    "unknown_operations",
+    "whole_test_pictures",
+    "whole_test_compared_pictures",
+)
 
 
 def with_intervals(values: Mapping[str, float]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..evaluators.accuracy import file_error
 from ..evaluators.cores import available_cores
 from ..evaluators.counts import dense_counts
-from ..evaluators.data import DataSet, SplitSizes, check_measurable
+from ..evaluators.data import DataSet, check_measurable
+from ..evaluators.holdout import ValidationFrom, whole_test
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.layouts import Takes, shapes_taken_by
 from ..evaluators.models import FUNCTION, build_model, load_weights
@@ -47,6 +48,7 @@ from .labelling import labelled_by
 from .rundir import RunDirectory
 from .sections.space import SpaceConfig
 from .shaping import given_space, make_supernet, shape_space
+from .splits import Splits, describe_recipe, settle_splits, split_sizes, trained_here
 from .teachers import known_by, learned, read_teachers, settled_hint
 from .trainings import train_network
 
@@ -90,6 +92,8 @@ class Prepared:
         Of the pool.
     identity
         What ``context_hash`` is made of, part by part.
+    splits
+        Which pictures candidates are compared on; its labels are the data's own.
     """
 
     bench: Workbench
@@ -99,6 +103,7 @@ class Prepared:
     workers: int
     threads: int
     identity: Identity
+    splits: Splits
 
     @property
     def example(self) -> Tensor:
@@ -107,7 +112,13 @@ class Prepared:
 
 
 def prepare(
-    config: Config, run: RunDirectory, say: Say, given: Given | None = None, *, searched: bool = True
+    config: Config,
+    run: RunDirectory,
+    say: Say,
+    given: Given | None = None,
+    *,
+    searched: bool = True,
+    validation_from: ValidationFrom | None = None,
 ) -> Prepared:
     """Load, train where a recipe says so, trace and export the dense network.
 
@@ -115,6 +126,8 @@ def prepare(
     ----------
     searched
         Whether policies will be tried: where not, no supernet is trained for a space of shapes.
+    validation_from
+        Where an earlier start of the run took its validation pictures from.
 
     Raises
     ------
@@ -126,6 +139,8 @@ def prepare(
     torch.set_num_threads(available_cores())
     data = given.data or read_data(config, say, given.model)
     check_measurable(data, config.data.limit)
+    splits = settle_splits(config, data, is_handed_over=given.model is not None, recorded=validation_from)
+    data = splits.data
     if config.space.shape is not None:
         given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
@@ -133,6 +148,8 @@ def prepare(
     is_sent = config.pool.kind == "ray" or config.pool.train == "tune"
     check_copies(model, pickle_without_tensors if is_sent else None)
     check_outputs(model, data)
+    for note in splits.notes:
+        say(note)
     example = data.preprocess(data.calibration.images[:1])
     graph = ModelGraph.trace(model, example)
     reference = export_onnx(model, example, calibration=None)
@@ -143,7 +160,7 @@ def prepare(
     settings = replace(_settings(config), hint=hint, network=network)
     # Of the data as it came: what the dense network calls its pictures follows from it and the weights.
     stored = _stored_otherwise(settings)
-    space, supernet, held = _space(config, data, model, graph, reference, run, say, searched)
+    space, supernet, held = _space(config, splits, model, graph, reference, run, say, searched)
     taught = known_by(settings, [_weights_digest(teacher) for teacher in teachers])
     in_words = f"{settings}{stored}{taught}{held}"
     identity = Identity(
@@ -159,7 +176,7 @@ def prepare(
         say("labelling the pictures by the dense network's predictions (quality: agreement)")
         data = labelled_by(reference, data, available_cores())
     bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet, teachers)
-    return Prepared(bench, data, space, context, workers, threads, identity)
+    return Prepared(bench, data, space, context, workers, threads, identity, splits)
 
 
 def _in_evaluation_mode(model: nn.Module) -> nn.Module:
@@ -173,7 +190,7 @@ def _in_evaluation_mode(model: nn.Module) -> nn.Module:
 
 def _space(
     config: Config,
-    data: DataSet,
+    splits: Splits,
     model: nn.Module,
     graph: ModelGraph,
     reference: bytes,
@@ -186,10 +203,11 @@ def _space(
         return make_space(config.space, graph, model), None, ""
     if config.search.sampler == "bank":
         say(f"space.shape: the sampler bank is of one network's layers; shapes are asked of {config.sampler}")
+    data = splits.data
     space = shape_space(config, model, data.preprocess(data.calibration.images[:1]), say)
     if not searched:
         return space, None, ""
-    supernet = make_supernet(config, data, model, reference, space, run, say)
+    supernet = make_supernet(config, splits, model, reference, space, run, say)
     return space, supernet, _weights_digest(supernet.model)
 
 
@@ -228,13 +246,15 @@ def shapes_taken(config: Config, model: nn.Module | None) -> Takes | None:
 def data_options(config: Config) -> dict[str, Any]:
     """How data is split and preprocessed, for ``load_data`` and ``as_dataset`` alike."""
     section = config.data
+    choice = section.validation_from
     return {
-        "sizes": SplitSizes(section.validation, section.calibration, section.test),
+        "sizes": split_sizes(config),
         "seed": config.seed,
         "image_size": None if section.image_size is None else (section.image_size, section.image_size),
         "mean": section.mean,
         "std": section.std,
         "limit": section.limit,
+        "validation_split": None if choice in ("training", "testing") else choice,
     }
 
 
@@ -254,7 +274,8 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
         def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
             learned(model, shown, recipe, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
 
-        task = TrainingTask(model, carry_out, recipe.epochs)
+        provenance = trained_here(data, describe_recipe(config, train=recipe.model_dump(mode="json")))
+        task = TrainingTask(model, carry_out, recipe.epochs, provenance.metadata())
         train_network(task, run.weights, run.path / "training.safetensors", config.pool, run, say)
     return model
 
@@ -322,9 +343,12 @@ def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
     tensors = {name: to_dense(value) for name, value in state if not name.endswith("num_batches_tracked")}
     probe = LatencyProbe(bench.reference, prepared.example.numpy(), config.latency.threads)
     latency = probe.measure(bench.reference, pairs=config.latency.pairs, seed=config.seed)
+    error = file_error(bench.reference, data, data.test, cores)
+    validation_error = file_error(bench.reference, data, data.validation, cores)
     return {
-        "error_pct": file_error(bench.reference, data, data.test, cores),
-        "validation_error_pct": file_error(bench.reference, data, data.validation, cores),
+        "error_pct": error,
+        "validation_error_pct": validation_error,
+        **whole_test(data, validation_error, error),
         "stored_bytes": len(encode(tensors, {}, coder=config.storage.coder)),
         "onnx_bytes": len(bench.reference),
         "latency_ratio": 1.0,

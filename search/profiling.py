@@ -20,6 +20,7 @@ from .driver import dispatching
 from .report.sensitivity import Profile, Variant, render_sensitivity
 from .samplers.bank_guided import Guide
 from .session import Session
+from .splits import notes_of
 from .table import undominated
 
 CHECKED = 20
@@ -29,6 +30,7 @@ CHECKED = 20
 def run_profile(session: Session) -> Profile:
     """Build the bank, check its sums, and write the page of sensitivity curves."""
     space = layers_of(session)
+    session.tell_drift()
     with dispatching(session) as dispatcher:
         built = Banking(session)(dispatcher)
         additivity = None
@@ -107,6 +109,7 @@ def _profile(session: Session, space: LayerwiseSpace, built: Built, additivity: 
         variants=_variants(space, built.figures),
         seconds=sum(row.seconds.get("total", 0.0) for row in rows) / prepared.workers,
         additivity=additivity,
+        notes=notes_of(prepared.splits.record, session.baseline),
     )
 
 

@@ -23,6 +23,7 @@ from .progress import Listener, Progress
 from .rundir import RunDirectory
 from .sections.search import OBJECTIVES
 from .seeds import derive_seed
+from .splits import drift_note
 
 DENSE = Policy()
 RUNG_SHOWN = {"bank": "kernels", "screen": "screen", "tune": "tune", "recover": "recover", "test": "recover"}
@@ -60,6 +61,12 @@ class Session:
         values = measure_baseline(self.prepared, self.config)
         self.ledger.complete(lease, values, {}, {}, "driver", {})
         return values
+
+    def tell_drift(self) -> None:
+        """Say where the dense network errs on validation and test pictures differently by more than chance."""
+        note = drift_note(self.baseline, self.prepared.splits.record)
+        if note:
+            self.listener.say(note)
 
     @cached_property
     def validation_limits(self) -> tuple[Limit, ...]:

@@ -28,6 +28,7 @@ from .config import Config
 from .labelling import to_learn_from
 from .rundir import RunDirectory
 from .sections.space import ShapeConfig
+from .splits import Splits, describe_recipe, trained_further
 from .trainings import train_network
 
 Say = Callable[[str], None]
@@ -94,7 +95,7 @@ def dense_shape(config: Config, side: int) -> dict[str, Scalar]:
 
 
 def make_supernet(
-    config: Config, data: DataSet, dense: nn.Module, reference: bytes, space: ShapeSpace, run: RunDirectory, say: Say
+    config: Config, splits: Splits, dense: nn.Module, reference: bytes, space: ShapeSpace, run: RunDirectory, say: Say
 ) -> Supernet:
     """The network that all shapes are cut out of: from a file, from an earlier start of this run, or trained now.
 
@@ -108,7 +109,7 @@ def make_supernet(
     ConfigError
         Where it has to be trained and no shape of the space is contained in the dense network.
     """
-    section = _shape_config(config).supernet
+    section, data = _shape_config(config).supernet, splits.data
     example = data.preprocess(data.calibration.images[:1])
     supernet = Supernet(copy.deepcopy(dense), example, _outputs(dense, example))
     if section.weights is not None:
@@ -117,7 +118,9 @@ def make_supernet(
         load_weights(supernet.model, str(run.supernet))
     else:
         shown = to_learn_from(config.quality, reference, data)
-        _train(config, shown, supernet, learned_parts(space, supernet, config.seed), run, say)
+        recipe = describe_recipe(config, supernet=section.model_dump(mode="json"))
+        metadata = trained_further(splits.record, config, recipe).metadata()
+        _train(config, shown, supernet, learned_parts(space, supernet, config.seed), run, say, metadata)
     supernet.model.eval()
     return supernet
 
@@ -163,7 +166,15 @@ def _held(supernet: Supernet, shape: Shape, knob: str, options: tuple[Scalar, ..
     return held
 
 
-def _train(config: Config, data: DataSet, supernet: Supernet, parts: list[Part], run: RunDirectory, say: Say) -> None:
+def _train(
+    config: Config,
+    data: DataSet,
+    supernet: Supernet,
+    parts: list[Part],
+    run: RunDirectory,
+    say: Say,
+    metadata: Mapping[str, str],
+) -> None:
     section = _shape_config(config).supernet
     recipe = section.recipe()
     say(f"training the supernet for {len(parts)} shapes: {recipe.epochs} epochs of {len(data.train)} pictures")
@@ -172,7 +183,7 @@ def _train(config: Config, data: DataSet, supernet: Supernet, parts: list[Part],
     def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
         train(supernet.model, data, recipe, seed=seed, loss=loss, checkpoint=checkpoint, on_epoch=on_epoch)
 
-    task = TrainingTask(supernet.model, carry_out, recipe.epochs)
+    task = TrainingTask(supernet.model, carry_out, recipe.epochs, metadata)
     train_network(task, run.supernet, run.path / "supernet-training.safetensors", config.pool, run, say)
 
 

@@ -22,6 +22,7 @@ from .ledger import Evaluation, Ledger
 from .report import ReportData, render
 from .report.data import MEASURED
 from .rundir import RunDirectory, read_json
+from .splits import notes_of, read_splits
 
 
 def note_layers(ledger: Ledger, graph: ModelGraph) -> None:
@@ -68,6 +69,7 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
     baseline = with_intervals(dense.values) if dense is not None else {}
     knee = found.knee if found is not None else None
     front = [] if found is None else [{**m.as_dict(), "knee": knee is not None and m.id == knee.id} for m in found]
+    splits = read_splits(ledger)
     feasible = {entry["id"]: entry["feasible"] for entry in front}
     layers = json.loads(ledger.meta("layers") or "[]")
     return ReportData(
@@ -81,12 +83,13 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
         front=[with_gone_layers(entry, layers) for entry in front],
         history=[with_gone_layers(entry, layers) for entry in _history(rows, feasible)],
         layers=layers,
-        methods=methods(config),
+        methods=methods(config, splits),
         seconds_total=_seconds(rows),
         left_dense=json.loads(ledger.meta("left_dense") or "{}"),
         unreachable=ledger.meta("unreachable") or "",
         unknown_operations=json.loads(ledger.meta("unknown_operations") or "[]"),
         shaped_layers={e["id"]: shown for e in front if (shown := _shaped(ledger, e["policy"]))},
+        notes=notes_of(splits, baseline),
         stored_parts=_stored_parts(run, [entry["id"] for entry in front]),
     )
 
@@ -120,13 +123,19 @@ def _stored_parts(run: RunDirectory, ids: Sequence[str]) -> dict[str, dict[str, 
     return found
 
 
-def methods(config: Config) -> dict[str, str]:
-    """How each metric was measured, in a sentence."""
+def methods(config: Config, splits: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """How each metric was measured, in a sentence.
+
+    Parameters
+    ----------
+    splits
+        The run's record of them, as far as it has one.
+    """
     wrong = "wrong labels" if config.quality == "error" else "disagreement with the dense network's predictions"
     threads = config.latency.threads
     return {
-        "error_pct": f"Share of {wrong} of the exported ONNX file in ONNX Runtime on the whole test split, read once for"
-        " each final candidate; 95 % Wilson interval. Screening uses validation pictures, before recovery.",
+        "error_pct": f"Share of {wrong} of the exported ONNX file in ONNX Runtime on {_last_pictures(splits or {})}, read once"
+        " for each final candidate; 95 % Wilson interval. Screening uses validation pictures, before recovery.",
         "stored_bytes": "Length of the .press file, header, codebooks and indices counted.",
         "onnx_bytes": "Length of the exported ONNX file.",
         "latency_ratio": f"ONNX Runtime, batch 1, {threads} thread(s), against the dense network's file, runs interleaved"
@@ -140,6 +149,14 @@ def methods(config: Config) -> dict[str, str]:
         "energy_uj_estimate": "Estimate from a table of operation energies at 45 nm: operations, weights once from DRAM,"
         " activations in SRAM.",
     }
+
+
+def _last_pictures(splits: Mapping[str, Any]) -> str:
+    """Say on which pictures final candidates are read."""
+    if not splits or splits["validation"]["from"] != "testing":
+        return "the whole test split"
+    compared, last = (splits[name]["pictures"] for name in ("validation", "test"))
+    return f"the {last:,} of {compared + last:,} test pictures on which no candidates were compared"
 
 
 def _limits(config: Config, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -64,7 +64,9 @@ class TerminalListener:
 def front_table(found: FrontData) -> Table:
     """The front as a table, the dense network in its first row, the knee marked."""
     # The id is typed again in --pick; figures are of no use in two halves.
-    figures = [Column(name, no_wrap=True) for name in ("id", "error %", "stored", "smaller", "ONNX", "latency")]
+    is_split = "whole_test_error_pct" in found.baseline
+    titles = ("id", "error %", *(["whole test %"] if is_split else []), "stored", "smaller", "ONNX", "latency")
+    figures = [Column(name, no_wrap=True) for name in titles]
     table = Table(
         Column("", no_wrap=True),
         *figures,
@@ -94,6 +96,7 @@ def front_table(found: FrontData) -> Table:
 def _figures(metrics: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{metrics['error_pct']:.2f}",
+        *([f"{metrics['whole_test_error_pct']:.2f}"] if "whole_test_error_pct" in base else []),
         _size(metrics["stored_bytes"]),
         f"{base['stored_bytes'] / metrics['stored_bytes']:.1f}x",
         _size(metrics["onnx_bytes"]),

@@ -47,7 +47,7 @@ def train_network(
     # No worker is at work yet: all cores are free.
     with all_cores():
         task.carry_out(checkpoint, told)
-    save_weights(task.model, weights)
+    save_weights(task.model, weights, task.metadata)
     checkpoint.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluators.accuracy import error_pct, file_logits
+from ..evaluators.accuracy import error_pct, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet
 from ..evaluators.defaults import own_defaults
+from ..evaluators.holdout import whole_test
 from ..evaluators.latency import LatencyProbe
 from ..evaluators.macs import profile
+from ..evaluators.provenance import digest_pictures
 from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import InputError, ParetopressError
@@ -27,6 +30,7 @@ from .config import Config, load_config
 from .labelling import labelled_by
 from .prepare import network_for, read_data
 from .rundir import sha256
+from .splits import apply_choice
 
 NETWORKS = ("model.onnx", "model.press", "reference.onnx")
 FILES = (*NETWORKS, "policy.yaml", "config.yaml", "card.json")
@@ -86,7 +90,7 @@ def verify_bundle(path: Path) -> list[Check]:
         *(_same_file(name, digests[name], content) for name, content in contents.items()),
         _size("stored_bytes", metrics, contents["model.press"]),
         _size("onnx_bytes", metrics, contents["model.onnx"]),
-        *_with_data(config, metrics, contents, policy),
+        *_with_data(config, card, contents, policy),
     ]
 
 
@@ -102,11 +106,10 @@ def _read_card(path: Path) -> dict[str, Any]:
     return dict(card)
 
 
-def _with_data(
-    config: Config, metrics: Mapping[str, Any], contents: Mapping[str, bytes], policy: Policy
-) -> list[Check]:
+def _with_data(config: Config, card: Mapping[str, Any], contents: Mapping[str, bytes], policy: Policy) -> list[Check]:
+    metrics = card["metrics"]
     try:
-        data = read_data(config, lambda _: None)
+        data = apply_choice(config, read_data(config, lambda _: None))
     except ParetopressError as error:
         return [Check("error_pct", f"{metrics['error_pct']:.4g} %", f"not measured: {error}", None)]
     cores = available_cores()
@@ -116,11 +119,38 @@ def _with_data(
             data = labelled_by(contents["reference.onnx"], data, cores)
         assert data.test is not None
         outputs = file_logits(contents["model.onnx"], data, data.test, cores)
-        checks = [_error(metrics, data, outputs), _latency(config, metrics, contents, data)]
+        checks = [*_same_pictures(card, data), _error(metrics, data, outputs)]
+        checks += _whole_error(metrics, data, outputs, contents["model.onnx"], cores)
+        checks.append(_latency(config, metrics, contents, data))
     # A damaged file may fail in the runtime in any way, and its error classes have no base of their own.
     except Exception as error:
         return [Check(".onnx runs", "yes", f"no: {' '.join(str(error).split())[:200]}", False)]
     return [*checks, *_stored_agrees(contents["model.press"], policy, config, data, metrics, outputs)]
+
+
+def _same_pictures(card: Mapping[str, Any], data: DataSet) -> list[Check]:
+    """Hold the pictures against those that the run compared candidates and read them for the last time on."""
+    assert data.test is not None
+    splits, checks = card.get("splits") or {}, []
+    for name, part in (("validation", data.validation), ("test", data.test)):
+        if name in splits:
+            reported, measured = str(splits[name]["digest"]), digest_pictures(part)
+            checks.append(Check(f"{name} pictures", reported[:12], measured[:12], reported == measured))
+    return checks
+
+
+def _whole_error(
+    metrics: Mapping[str, Any], data: DataSet, outputs: np.ndarray, onnx: bytes, cores: int
+) -> list[Check]:
+    """Measure the error on the whole test split, where the card reports it beside that of the last reading."""
+    if "whole_test_error_pct" not in metrics:
+        return []
+    assert data.test is not None
+    compared = file_error(onnx, data, data.validation, cores)
+    whole = whole_test(data, compared, error_pct(outputs, data.test.labels))
+    reported, measured = metrics["whole_test_error_pct"], whole.get("whole_test_error_pct", math.nan)
+    close = abs(measured - reported) <= 100 * max(ERROR_TOLERANCE_SHARE, 1 / len(data.test)) + 1e-9
+    return [Check("whole_test_error_pct", f"{reported:.4g} %", f"{measured:.4g} %", close)]
 
 
 def _error(metrics: Mapping[str, Any], data: DataSet, outputs: np.ndarray) -> Check:

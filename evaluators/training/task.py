@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,19 @@ class TrainingTask:
         Its training; it holds this very network, and is sent together with it.
     epochs
         How long it takes.
+    metadata
+        What is written beside the trained weights, see ``provenance.Provenance.metadata``.
     """
 
     model: nn.Module
     carry_out: CarryOut
     epochs: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The network's class may live where only the driver looks, or in timm or torchvision, which need the guard before
         # they are first imported.
-        return _rebuild, (ModulePath.here(), Guard.here(), self.model, self.carry_out, self.epochs)
+        return _rebuild, (ModulePath.here(), Guard.here(), self.model, self.carry_out, self.epochs, self.metadata)
 
     def __call__(self) -> Trainer:
         # The network's module may set another where it is imported.
@@ -50,8 +53,10 @@ class TrainingTask:
         return Trainer(self)
 
 
-def _rebuild(_: ModulePath, __: Guard, model: nn.Module, carry_out: CarryOut, epochs: int) -> TrainingTask:
-    return TrainingTask(model, carry_out, epochs)
+def _rebuild(
+    _: ModulePath, __: Guard, model: nn.Module, carry_out: CarryOut, epochs: int, metadata: Mapping[str, str]
+) -> TrainingTask:
+    return TrainingTask(model, carry_out, epochs, metadata)
 
 
 @dataclass(frozen=True)
@@ -68,4 +73,5 @@ class Trainer:
     def __call__(self, job: Job) -> dict[str, Any]:
         self.task.carry_out(self.checkpoints.of(0), lambda epoch, mean: self.checkpoints.heard(epoch, {"loss": mean}))
         state = tensors_of(self.task.model)
-        return {"weights": save({name: value.contiguous().clone() for name, value in state.items()})}
+        tensors = {name: value.contiguous().clone() for name, value in state.items()}
+        return {"weights": save(tensors, dict(self.task.metadata))}

@@ -58,6 +58,8 @@ class ReportData:
         Operations of the dense network whose cost is not known.
     shaped_layers
         The same as ``layers`` for each entry of the front by its id whose policy sets the network's shape.
+    notes
+        What has to be known of the pictures that candidates were compared and tested on.
     """
 
     run: str
@@ -77,6 +79,7 @@ class ReportData:
     stored_parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     unknown_operations: Sequence[str] = ()
     shaped_layers: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def number(metrics: Record | None, name: str) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from .page import _script_json, _template
 from .style import DENSE, FINAL, KNEE, blank, short
-from .text import metric_title, value_text
+from .text import metric_title, value_text, whole_test_text
 
 COSTS = {
     "expected_latency_ratio": "expected latency against the dense network",
@@ -19,8 +19,14 @@ COSTS = {
 }
 
 
-def render_exits(run: str, found: Mapping[str, Any], quality: str) -> str:
-    """The page as self-contained HTML; it loads nothing."""
+def render_exits(run: str, found: Mapping[str, Any], quality: str, notes: Sequence[str] = ()) -> str:
+    """Return the page as self-contained HTML; it loads nothing.
+
+    Parameters
+    ----------
+    notes
+        What has to be known of the pictures, a sentence each.
+    """
     figures = {cost: _figure(found, cost, title, quality) for cost, title in COSTS.items()}
     payload = {"figures": {name: figure.to_plotly_json() for name, figure in figures.items()}, "hover": {}}
     return (
@@ -28,10 +34,11 @@ def render_exits(run: str, found: Mapping[str, Any], quality: str) -> str:
         .environment.get_template("exits.html.jinja")
         .render(
             run=run,
+            notes=notes,
             after=found["after"],
             rows=[_row(found, member) for member in found["members"]],
             dense=[
-                value_text("error_pct", found["baseline"]["error_pct"]),
+                _error(found["baseline"]),
                 "1.000x",
                 f"{found['baseline']['macs'] / 1e6:.2f} M",
                 *("" for _ in found["after"]),
@@ -49,12 +56,17 @@ def _row(found: Mapping[str, Any], member: Mapping[str, Any]) -> dict[str, Any]:
     limits = ", ".join(f"{name} ≥ {limit:.3f}" for name, limit in member["policy"]["exits"].items())
     shares = [f"{100 * metrics[f'share_{number}']:.1f} %" for number in range(len(found["after"]) + 1)]
     cells = [
-        value_text("error_pct", metrics["error_pct"]),
+        _error(metrics),
         f"{metrics['expected_latency_ratio']:.3f}x",
         f"{metrics['expected_macs'] / 1e6:.2f} M",
         *shares,
     ]
     return {"id": member["id"], "limits": limits, "cells": cells}
+
+
+def _error(metrics: Mapping[str, Any]) -> str:
+    whole = whole_test_text(metrics)
+    return value_text("error_pct", metrics["error_pct"]) + (f" ({whole})" if whole else "")
 
 
 def _figure(found: Mapping[str, Any], cost: str, title: str, quality: str) -> go.Figure:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from ...evaluators.base import METRICS
 from .data import Record, ReportData, done, error_of, interval, keeps, misses, number, origins
 from .progress import cost_limits, hypervolume_curves
-from .text import NOT_MEASURED, metric_title, share_text, times_text, value_text
+from .text import NOT_MEASURED, metric_title, share_text, times_text, value_text, whole_test_text
 
 EXPORTS = (("onnx", "model.onnx"), ("press", "model.press"), ("bundle", "bundle"))
 COLUMNS = (*METRICS, "validation_error_pct")
+WHOLE_TEST = "whole_test_error_pct"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Cell:
     text: str
     note: str = ""
     value: float | None = None
+
+
+def columns(data: ReportData) -> tuple[str, ...]:
+    """Return the metrics of the table; the error on the whole test split where candidates were compared on a part of it."""
+    return (*COLUMNS, WHOLE_TEST) if WHOLE_TEST in data.baseline else COLUMNS
 
 
 def cell(data: ReportData, metrics: Record, metric: str) -> Cell:
@@ -84,12 +90,13 @@ def _error_tile(data: ReportData, metrics: Record) -> Cell:
     error, dense = number(metrics, "error_pct"), number(data.baseline, "error_pct")
     if error is None:
         return Cell(NOT_MEASURED)
-    bounds = interval(metrics, "error_pct")
+    bounds, whole = interval(metrics, "error_pct"), whole_test_text(metrics)
     notes = [f"95 %: {bounds[0]:.2f} to {bounds[1]:.2f} %"] if bounds else []
     if data.quality == "error":
         notes.append(
             f"dense {value_text('error_pct', dense)}" + (f" ({error - dense:+.2f})" if dense is not None else "")
         )
+    notes += [whole] if whole else []
     return Cell(value_text("error_pct", error), "; ".join(notes))
 
 
@@ -178,7 +185,7 @@ def table_rows(data: ReportData) -> list[dict[str, object]]:
             "knee": bool(entry.get("knee")),
             "feasible": bool(entry["feasible"]),
             "origin": came.get(str(entry["id"]), "unknown"),
-            "cells": [cell(data, entry["metrics"], metric) for metric in COLUMNS],
+            "cells": [cell(data, entry["metrics"], metric) for metric in columns(data)],
             "commands": commands(data.directory, str(entry["id"])),
         }
         for entry in order

@@ -97,6 +97,8 @@ class Profile:
     additivity
         How well sums over the bank predict whole policies: ``kl_spearman``, ``<metric>_median_error_pct`` and the number
         of ``policies`` that were measured; ``None`` where that was not looked at.
+    notes
+        What has to be known of the pictures, a sentence each.
     """
 
     run: str
@@ -108,6 +110,7 @@ class Profile:
     variants: Sequence[Variant]
     seconds: float
     additivity: Mapping[str, float] | None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,18 @@ def metric_title(metric: str, quality: str) -> str:
     if metric in ("error_pct", "validation_error_pct"):
         kind = "disagreement with the dense network" if quality == "agreement" else "error"
         return kind if metric == "error_pct" else f"{kind}, validation"
+    if metric == "whole_test_error_pct":
+        return f"{metric_title('error_pct', quality)}, whole test split"
     return METRICS[metric].title if metric in METRICS else metric
+
+
+def whole_test_text(metrics: Mapping[str, Any]) -> str:
+    """Say the error on the source's whole test split; empty where it is that of the last reading."""
+    if "whole_test_error_pct" not in metrics:
+        return ""
+    whole, compared = int(metrics["whole_test_pictures"]), int(metrics["whole_test_compared_pictures"])
+    error = value_text("error_pct", metrics["whole_test_error_pct"])
+    return f"{error} on the whole test split of {whole:,} pictures, on {compared:,} of which candidates were compared"
 
 
 def step_text(step: Mapping[str, Mapping[str, Any] | None]) -> str:

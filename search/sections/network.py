@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from ...evaluators.data import SplitSizes
-from ...evaluators.sources import check_name
+from ...evaluators.sources import SPLIT_NAME, check_name
 from ...policies.errors import DataError
 from .base import SOURCES, Count, NetworkName, Section
 from .training import TrainConfig
@@ -57,6 +57,13 @@ class DataConfig(Section):
     validation: float = Field(
         0.1, gt=0, description="share or number of training pictures on which candidates are compared"
     )
+    validation_from: str | None = Field(
+        None,
+        description="where the pictures come from on which candidates are compared: training (cut from the training pictures),"
+        " testing (0.3 of the test pictures, 5,000 at most; the last reading is on the rest) or the name of a split of the"
+        " data. By default the data's own validation split, else training pictures where the network is known not to have"
+        " learned them, else test pictures",
+    )
     calibration: Count = Field(256, description="training pictures for activation ranges and batch-norm statistics")
     test: float = Field(0.2, gt=0, description="share or number held out where the source has no test pictures")
     limit: Count | None = Field(None, description="use only so many training and test pictures")
@@ -68,6 +75,13 @@ class DataConfig(Section):
             check_name(value)
         except DataError as error:
             raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("validation_from")
+    @classmethod
+    def _names_a_split(cls, value: str | None) -> str | None:
+        if value is not None and (value in ("train", "test") or not SPLIT_NAME.fullmatch(value)):
+            raise ValueError(f"expected training, testing or the name of a further split of the data; got '{value}'")
         return value
 
     @model_validator(mode="after")
