@@ -67,6 +67,7 @@ def search(
     evaluations: int | None = None,
     out: str | Path | None = None,
     listener: Listener | None = None,
+    validation_from: str | None = None,
     **sections: Any,
 ) -> Front:
     """Search for the Pareto front of compressed versions of a trained network.
@@ -87,6 +88,9 @@ def search(
         Run directory; by default ``runs/`` with the network's or the configuration's name.
     listener
         Hears the progress; silent by default.
+    validation_from
+        Where the pictures come from on which candidates are compared, as ``data.validation_from`` of a configuration: by
+        default a validation split in ``data``, else test pictures, since the network may have learned the others.
     sections
         Any further section of the configuration: ``space={...}``, ``search={...}``, ``recovery={...}``, ``seed=1``, ...
 
@@ -107,9 +111,10 @@ def search(
         raise ModelError(f"expected an nn.Module or the path of a configuration, got a {type(model).__name__}")
     if isinstance(model, str | Path):
         config = load_config(Path(model))
-        if data is not None or budgets is not None or sections:
+        if data is not None or budgets is not None or validation_from is not None or sections:
             raise InputError(
-                "a configuration file says everything; leave out data, budgets and sections, or change the file"
+                "a configuration file says everything; leave out data, budgets, validation_from and sections, or change the"
+                " file"
             )
         if evaluations is not None:
             config = make_config(config.model_dump(), (f"search.evaluations={evaluations}",))
@@ -121,7 +126,7 @@ def search(
     plain: dict[str, Any] = {"model": {"name": OWN_MODEL}, "budgets": dict(budgets or {}), **sections}
     if evaluations is not None:
         plain["search"] = {**plain.get("search", {}), "evaluations": evaluations}
-    plain["data"] = {"name": data if isinstance(data, str) else OWN_DATA}
+    plain["data"] = {"name": data if isinstance(data, str) else OWN_DATA, "validation_from": validation_from}
     config = make_config(plain)
     given = _given(model, None if isinstance(data, str) else data, config, listener)
     return run_search(config, Path(out or Path("runs") / type(model).__name__.lower()), listener, given)
