@@ -152,6 +152,43 @@ def test_folders_of_parts_are_kept_apart(tmp_path: Path) -> None:
     assert (len(both.train), len(both.validation), len(both.test or ())) == (10, 4, 6)
 
 
+def test_a_folder_of_any_name_gives_the_validation_pictures_and_val_is_then_tested_on(tmp_path: Path) -> None:
+    for name, count in (("train", 5), ("val", 2), ("further", 3)):
+        write_folder(tmp_path / name, count)
+
+    def sizes(split: str | None) -> tuple[int, int, int, str, str]:
+        data = load_data(f"imagefolder:{tmp_path}", image_size=(4, 4), validation_split=split)
+        return len(data.train), len(data.validation), len(data.test or ()), data.validation_from, data.test_from
+
+    assert sizes("further") == (10, 6, 4, "own", "own")
+    assert sizes(None) == (9, 1, 4, "training", "own")
+    assert sizes("val") == sizes("validation") == (8, 4, 2, "own", "training"), "one folder is not used twice"
+    write_folder(tmp_path / "test", 1)
+    assert sizes("further") == (10, 6, 2, "own", "own")
+    assert sizes("val") == (10, 4, 2, "own", "own")
+    with pytest.raises(DataError, match="no split 'other' beside train, test"):
+        sizes("other")
+
+
+def test_an_array_or_entry_of_any_name_gives_the_validation_pictures(tmp_path: Path) -> None:
+    images, labels = pair()
+    parts = {"train": (images, labels), "val": (images[:3], labels[:3]), "further": (images[:6], labels[:6])}
+    np.savez(
+        tmp_path / "d.npz",
+        **{f"{axis}_{name}": array for name, both in parts.items() for axis, array in zip("xy", both)},
+    )
+    for split, count in (("further", 6), ("val", 3), ("validation", 3), (None, 3)):
+        assert len(load_data(f"npz:{tmp_path / 'd.npz'}", validation_split=split).validation) == count
+    assert len(as_dataset(parts, validation_split="further").validation) == 6
+    with pytest.raises(DataError, match="expected train"):
+        as_dataset(parts)
+    with pytest.raises(DataError, match="no split 'other'"):
+        as_dataset({"train": (images, labels)}, validation_split="other")
+    data = as_dataset({"train": (images, labels)})
+    with pytest.raises(DataError, match="no split 'other'"):
+        as_dataset(data, validation_split="other")
+
+
 def test_pictures_are_224_by_default_and_limited_before_they_are_read(tmp_path: Path) -> None:
     write_folder(tmp_path, 10)
     data = load_data(f"imagefolder:{tmp_path}", limit=10)

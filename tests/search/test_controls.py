@@ -12,6 +12,7 @@ import paretopress as pp
 import pytest
 from paretopress.evaluators.controls import ControlEvaluator
 from paretopress.evaluators.models import load_weights
+from paretopress.evaluators.provenance import read_provenance
 from paretopress.evaluators.training.lottery import CONTROLS
 from paretopress.policies.coding.press import decode
 from paretopress.policies.errors import CandidateError, ConfigError
@@ -123,6 +124,9 @@ def test_the_weights_rewound_to_are_those_of_the_first_epochs(finished: Path) ->
     load_weights(early, finished / "early.safetensors")
     load_weights(dense, finished / "dense.safetensors")
     assert 0 < distance(initial, early) < distance(initial, dense)
+    for name in ("early", "dense"):
+        provenance = read_provenance(finished / f"{name}.safetensors")
+        assert provenance is not None and provenance.left_out(data.validation)
 
 
 def distance(a: nn.Module, b: nn.Module) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from paretopress.evaluators.provenance import digest_pictures, read_provenance
 from paretopress.policies.architectures.shapes import network_of
 from paretopress.policies.policy import Policy
 from paretopress.search import api
@@ -19,6 +20,7 @@ from paretopress.search.cli import run
 from paretopress.search.config import make_config
 from paretopress.search.prepare import dense_network, read_data
 from paretopress.search.rundir import RunDirectory, find_run
+from paretopress.search.splits import settle_splits
 from paretopress.search.verifying import verify_bundle
 from paretopress.tests.search.runs import rows, write_config
 
@@ -105,6 +107,18 @@ def test_a_members_plain_weights_are_where_a_search_over_layers_starts(finished:
     dense = dense_network(config, data, RunDirectory(tmp_path / "run"), lambda _: None).eval()
     x = data.preprocess(data.validation.images[:32])
     torch.testing.assert_close(dense(x), knee.model().eval()(x))
+    assert settle_splits(config, data).is_known, (
+        "a search from these weights compares on the pictures that they left out"
+    )
+
+
+def test_what_a_run_trains_says_which_pictures_it_left_out(finished: Path) -> None:
+    data = read_data(find_run(finished)[1], lambda _: None)
+    assert data.test is not None
+    for name in ("dense", "supernet"):
+        provenance = read_provenance(finished / f"{name}.safetensors")
+        assert provenance is not None and provenance.seen == (digest_pictures(data.train),)
+        assert provenance.left_out(data.validation) and provenance.left_out(data.test)
 
 
 def test_a_members_bundle_agrees_with_its_card(finished: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from paretopress.evaluators import cores
+from paretopress.evaluators.pool import Job
+from paretopress.evaluators.provenance import Provenance, read_provenance
 from paretopress.evaluators.training.task import TrainingTask
 from paretopress.policies.errors import CandidateError
 from paretopress.search import api, driver
@@ -72,6 +76,22 @@ def test_the_driver_trains_with_every_core_and_gives_the_workers_threads_back(
     with pytest.raises(CandidateError) if fails else nullcontext():
         train_network(task, tmp_path / "w.safetensors", tmp_path / "state", make_config(small()).pool, run, print)
     assert seen == [3] and torch.get_num_threads() == before
+
+
+def test_weights_trained_as_a_trial_say_the_same_of_their_training(tmp_path: Path) -> None:
+    metadata = Provenance({"seed": 1}, ("a" * 64,), ("b" * 64,)).metadata()
+    task = pickle.loads(pickle.dumps(TrainingTask(nn.Linear(1, 1), _nothing, 1, metadata)))
+    (tmp_path / "w.safetensors").write_bytes(task()(Job("dense", "{}", "dense", math.inf))["weights"])
+    train_network(
+        task, tmp_path / "v.safetensors", tmp_path / "state", make_config(small()).pool, RunDirectory(tmp_path), print
+    )
+    files = [(tmp_path / f"{name}.safetensors") for name in "wv"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert read_provenance(files[0]) == Provenance({"seed": 1}, ("a" * 64,), ("b" * 64,))
+
+
+def _nothing(*_: Any) -> None:
+    """Train nothing."""
 
 
 def test_trainings_as_trials_give_the_front_that_the_pool_gives(foreign_ray: None, tmp_path: Path) -> None:
