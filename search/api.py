@@ -51,7 +51,7 @@ from .report.sensitivity import Profile
 from .rundir import RunDirectory, discard_unused, find_run, open_run, write_environment
 from .session import Session
 from .splits import META as SPLITS
-from .splits import apply_choice, recorded_choice
+from .splits import apply_choice, read_splits, recorded_choice
 from .summary import note_classes, note_layers, note_unknown, write_report
 
 IDENTITY = "identity"
@@ -328,7 +328,6 @@ def open_session(
             _claim(
                 ledger, run, prepared, "context" if searched or config.space.shape is None else "context of the network"
             )
-            ledger.set_meta(SPLITS, json.dumps(prepared.splits.record))
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
@@ -353,10 +352,7 @@ def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared, name: str) -> 
     """Refuse a run whose measurements do not hold for what was prepared."""
     context = f"{VERSION} {prepared.context_hash}"
     recorded = ledger.meta(name)
-    if recorded is None:
-        ledger.set_meta(name, context)
-        ledger.set_meta(f"{name}: {IDENTITY}", prepared.identity.to_text())
-    elif recorded != context:
+    if recorded is not None and recorded != context:
         parts = ledger.meta(f"{name}: {IDENTITY}")
         # Runs of older releases tell nothing but that something differs.
         known = [] if parts is None else prepared.identity.differences(Identity.from_text(parts))
@@ -365,6 +361,12 @@ def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared, name: str) -> 
             f"{run.path} holds a run on another network or other data, or of another release; differing: {differing}."
             " Give what it was started with, or choose another directory"
         )
+    if recorded is None or not read_splits(ledger):
+        ledger.set_meta(SPLITS, json.dumps(prepared.splits.record))
+    if recorded is None:
+        ledger.set_meta(f"{name}: {IDENTITY}", prepared.identity.to_text())
+        # Last, so that a run that has begun always says with which pictures.
+        ledger.set_meta(name, context)
 
 
 @dataclass(frozen=True)

@@ -99,12 +99,11 @@ def read_splits(ledger: Ledger) -> dict[str, Any]:
 
 def recorded_choice(ledger: Ledger) -> ValidationFrom | None:
     """Return where a run took its validation pictures from; ``None`` where it has not begun."""
-    record = read_splits(ledger)
-    if record:
-        return cast(ValidationFrom, record["validation"]["from"])
+    if all(ledger.meta(name) is None for name in ("context", "context of the network")):
+        return None
     # Runs that recorded no splits compared on the pictures that the data came with.
-    has_begun = any(ledger.meta(name) is not None for name in ("context", "context of the network"))
-    return "own" if has_begun else None
+    record = read_splits(ledger)
+    return cast(ValidationFrom, record["validation"]["from"]) if record else "own"
 
 
 def drift_note(baseline: Mapping[str, float], record: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 
-class Heard:
+class Recorder:
     """A listener that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -174,9 +176,9 @@ def test_a_network_that_is_handed_over_comes_from_elsewhere(archive: Path, ours:
 @pytest.fixture(scope="module")
 def stranger_run(archive: Path, foreign: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished search of the network from elsewhere, and what it said."""
-    out, heard = tmp_path_factory.mktemp("stranger") / "run", Heard()
-    run_search(quick(archive, foreign), out, heard)
-    return out, heard.lines
+    out, recorder = tmp_path_factory.mktemp("stranger") / "run", Recorder()
+    run_search(quick(archive, foreign), out, recorder)
+    return out, recorder.lines
 
 
 def quick(archive: Path, weights: Path, **changes: Any) -> Config:
@@ -250,12 +252,16 @@ def test_a_run_goes_on_with_its_split_whatever_its_weights_say_by_then(
 ) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(ours.read_bytes())
-    front = run_search(quick(archive, weights), tmp_path / "run", Heard())
+    front = run_search(quick(archive, weights), tmp_path / "run", Recorder())
     before = (tmp_path / "run" / "front.json").read_bytes()
     save_file(load_file(weights), weights)
     assert read_provenance(weights) is None
     assert len(resume(tmp_path / "run")) == len(front)
     assert (tmp_path / "run" / "front.json").read_bytes() == before
+    with closing(sqlite3.connect(tmp_path / "run" / "ledger.sqlite")) as ledger, ledger:
+        assert ledger.execute("DELETE FROM meta WHERE name = 'splits'").rowcount == 1
+    assert len(resume(tmp_path / "run")) == len(front), "as do runs that began before splits were recorded"
+    assert json.loads(meta(tmp_path / "run", "splits") or "{}")["validation"]["from"] == "training"
     assert "whole_test_error_pct" not in front.baseline
 
 
@@ -273,10 +279,10 @@ def test_a_network_that_learned_its_validation_pictures_by_heart_is_told_apart(o
         "latency": {"screen_seconds": 0.05, "pairs": 50},
         "search": {"sampler": "random", "evaluations": 2, "finalists": 1, "screen_error": 90.0},
     }
-    heard, honest = Heard(), Heard()
-    front = search(model, data, out=tmp_path / "run", listener=heard, validation_from="training", **settings)
+    recorder, honest = Recorder(), Recorder()
+    front = search(model, data, out=tmp_path / "run", listener=recorder, validation_from="training", **settings)
     assert front.baseline["validation_error_pct"] < 10 < 50 < front.baseline["error_pct"]
-    assert sum("more than chance (99.9 %)" in line for line in heard.lines) == 1
+    assert sum("more than chance (99.9 %)" in line for line in recorder.lines) == 1
     assert "more than chance (99.9 %)" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     search(model, data, out=tmp_path / "honest", listener=honest, **settings)
     assert not any("more than chance" in line for line in honest.lines)
