@@ -4,6 +4,7 @@
 # make check  lint, format, types, import rules
 # make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime;
 #             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime)
+# make bench-memory  the peak while 10,000 pictures of 224 px are read, against their bytes: JSON to stdout
 # make bench-search  methods of search on frozen problems, 10 seeds: runs/bench-search.json and .html
 # make bench-fitnets  a thin deep student on MNIST with and without a teacher (1412.6550), a table to stdout; what is done in
 #             runs/fitnets is not done again (half an hour of one core)
@@ -18,7 +19,7 @@
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test test-isa check bench bench-kernels bench-own-kernels bench-search bench-fitnets bench-lottery papers gallery coverage bench-kept clean
+.PHONY: setup demo test test-isa check bench bench-kernels bench-own-kernels bench-memory bench-search bench-fitnets bench-lottery papers gallery coverage bench-kept clean
 
 setup: .venv/.ready
 
@@ -53,6 +54,9 @@ bench-kernels: setup
 
 bench-own-kernels: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.own_kernels
+
+bench-memory: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.memory
 
 bench-search: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.tabular --json runs/bench-search.json --html runs/bench-search.html

@@ -88,6 +88,10 @@ class Bank:
         """Take variants that were made elsewhere, by their digest, as ``stored_layers.write_layer`` wrote them."""
         self._files = files
 
+    def forget(self) -> None:
+        """Free what was computed of the observed layers, which is computed again when it is needed; variants stay."""
+        self._seen.forget()
+
     def stitch(self, plan: Plan) -> Stitch:
         """The candidate of a plan.
 

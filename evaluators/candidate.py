@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,7 @@ from .fine_tuning import FineTuning
 from .kernels import kernel_policy
 from .latency import LatencyProbe
 from .macs import Profile, nonzero_parameters, profile
+from .memory import release_memory
 from .observe import Observations
 from .stitch import norms_after
 from .stitched import StitchedRung
@@ -232,10 +234,19 @@ class CandidateEvaluator:
         checkpoints: Checkpoints = UNKEPT,
     ) -> Candidate:
         """The candidate after fine-tuning."""
+        self._make_room()
         with watch("train"):
             plan = make_plan(policy, self.bench.graph)
             compressed = self.fine_tuning.carry_out(plan, seed, recipe, data, checkpoints)
         return self._package(compressed, watch)
+
+    def _make_room(self) -> None:
+        """Before a training, which takes the most memory: nothing that can be made again stays beside it."""
+        if "_rung" in vars(self):
+            self._rung.forget()
+        # Networks that were traced hold themselves in circles.
+        gc.collect()
+        release_memory()
 
     @cached_property
     def fine_tuning(self) -> FineTuning:

@@ -16,8 +16,8 @@ from ..policies.errors import DataError
 
 MAX_BYTES = 8 * 1024**3
 """Of the pictures of a data set, which are held in memory."""
-CHUNK = 64
-"""Pictures of which a copy is made at a time; all at once would take the data's memory again, or eight times as float64."""
+CHUNK_VALUES = 2**20
+"""Of which a copy is made at a time; of all pictures at once it would take their memory again, or eight times as float64."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,16 @@ class Pictures:
     def digest(self) -> str:
         """SHA-256 (hex) over shapes, types, pixels and labels."""
         sha = hashlib.sha256(f"{self.images.shape}{self.images.dtype}".encode())
-        for start in range(0, len(self.images), CHUNK):
-            sha.update(np.ascontiguousarray(self.images[start : start + CHUNK]).data)
+        for chunk in _chunks(self.images):
+            sha.update(np.ascontiguousarray(chunk).data)
         sha.update(np.ascontiguousarray(self.labels.astype(np.int64)).data)
         return sha.hexdigest()
+
+
+def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """The pictures (N, C, H, W) in turn, so many at a time that a copy of them is small."""
+    count = max(1, CHUNK_VALUES * len(images) // max(1, images.size))
+    return (images[start : start + count] for start in range(0, len(images), count))
 
 
 @dataclass(frozen=True)
@@ -289,11 +295,10 @@ def standardise(pictures: Pictures, size: tuple[int, int] | None = None) -> Prep
     sample = pictures.images[:MAX_STANDARDISED]
     scale = 255.0 if sample.dtype == np.uint8 else 1.0
     count = sample.size // sample.shape[1]
-    chunks = [sample[start : start + CHUNK] for start in range(0, len(sample), CHUNK)]
-    totals = sum(chunk.sum(axis=(0, 2, 3), dtype=np.float64) for chunk in chunks)
+    totals = sum(chunk.sum(axis=(0, 2, 3), dtype=np.float64) for chunk in _chunks(sample))
     mean = np.asarray(totals) / count
     # From the mean, since a difference of two sums of squares loses the digits of a small spread.
-    squares = sum(np.square(chunk - mean[:, None, None]).sum(axis=(0, 2, 3)) for chunk in chunks)
+    squares = sum(np.square(chunk - mean[:, None, None]).sum(axis=(0, 2, 3)) for chunk in _chunks(sample))
     mean, std = mean / scale, np.sqrt(np.asarray(squares) / count) / scale
     return Preprocess(tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-3).tolist()), size)
 

@@ -128,7 +128,18 @@ def _gather(source: object, reading: Reading) -> Batch:
             )
     if not images:
         raise DataError(f"{reading.what}: the loader is empty; expected batches (images, labels)")
-    return np.concatenate(images), np.concatenate(labels)
+    return _join(images), _join(labels)
+
+
+def _join(batches: list[np.ndarray]) -> np.ndarray:
+    """The batches as one array; each is freed once it is copied, so that they are never all in memory twice."""
+    joined = np.empty((sum(map(len, batches)), *batches[0].shape[1:]), np.result_type(*batches))
+    end = len(joined)
+    while batches:
+        batch = batches.pop()
+        joined[end - len(batch) : end] = batch
+        end -= len(batch)
+    return joined
 
 
 def _as_batch(value: Any, what: str) -> Batch:

@@ -78,6 +78,11 @@ class Observations:
         squared = {name: total / (2 * len(pictures)) for name, total in gradients.items()}
         return cls(model, joined, squared, pictures)
 
+    def forget(self) -> None:
+        """Free outputs and gradients of layers, which follow from what is kept."""
+        self._outputs.clear()
+        self._with_gradients.clear()
+
     def inputs(self, layer: str) -> Tensor:
         """(P, ...)."""
         return self.inputs_by_layer[layer]

@@ -122,6 +122,10 @@ class StitchedNetwork:
                     break
         return out
 
+    def forget(self) -> None:
+        """Free the kept activations; the next candidate runs whole, and keeps them anew."""
+        self._memories = [_Memory() for _ in self._batches]
+
     def _run_batch(self, number: int, replaced: Mapping[str, nn.Module], kept: Mapping[str, Tensor]) -> Tensor:
         if self._points is None or not self._replaceable.issuperset(replaced):
             with _swapped(self._model, replaced), self._following(number, kept):

@@ -44,6 +44,11 @@ class StitchedRung:
         self._network = StitchedNetwork(model, self._batches)
         self._dense = [functional.log_softmax(logits, 1) for logits in self._network.run({})]
 
+    def forget(self) -> None:
+        """Free what is kept to be quick, which is made again when it is needed."""
+        self._network.forget()
+        self.bank.forget()
+
     def measure(self, plan: Plan, hopeless_kl: float = math.inf) -> dict[str, float]:
         """``kl`` to the dense network in nats, ``calibration_error_pct``, ``estimated_stored_bytes``, ``pictures``.
 

@@ -12,11 +12,15 @@ from ..policies.policy import Policy
 from .candidate import CandidateEvaluator
 from .controls import FIDELITY, control
 from .learning import learn_architecture
+from .memory import release_memory
 from .paths import ModulePath
 from .pool import Job
 from .torchvision_guard import Guard
 from .training.checkpoints import UNKEPT, Checkpoints
 from .workbench import Workbench
+
+QUICK = frozenset({"profile", "kernels", "stitch"})
+"""Rungs that come by the hundreds, each in a fraction of a second."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class CandidateWorker:
         self.evaluator.adopt(value)
 
     def __call__(self, job: Job) -> dict[str, Any]:
+        try:
+            return self._carry_out(job)
+        finally:
+            # A worker may wait for long until its next job, beside others that need the memory.
+            if job.fidelity not in QUICK:
+                release_memory()
+
+    def _carry_out(self, job: Job) -> dict[str, Any]:
         policy = Policy.from_text(job.policy_json)
         evaluator = self.evaluator.of_shape(policy.shape).with_halved_batches(int(job.payload.get("halvings", 0)))
         match job.fidelity:

@@ -37,7 +37,7 @@ from .state import is_extra, to_dense
 from .techniques import Calibration, Phase, Technique
 from .techniques.base import Resumable, outline
 from .techniques.hessians import SecondOrder
-from .techniques.input_ranges import RangeMethod, input_range
+from .techniques.input_ranges import RangeMethod, input_range, what_is_needed
 
 # Bits a weight below which batch norms are estimated anew. Without training, ResNet-20 on CIFAR-10 errs on 10.8 % of 1000
 # pictures; with 3 bits in its blocks on 23.4 %, on 12.8 % with new estimates from 256 pictures; with 2 bits on 87.2 and
@@ -221,7 +221,8 @@ def _quantize(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) 
 
 def _set_ranges(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) -> None:
     methods = _eight_bit(plan, model)
-    for name, x in settle_and_record(model, calibration, list(methods), changed).items():
+    keep = {name: what_is_needed(method) for name, method in methods.items()}
+    for name, x in settle_and_record(model, calibration, list(methods), changed, keep=keep).items():
         set_input_range(model.get_submodule(name), *input_range(x, methods[name]))
 
 

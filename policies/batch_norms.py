@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -58,12 +59,20 @@ def settle_statistics(model: nn.Module) -> None:
 
 
 def settle_and_record(
-    model: nn.Module, calibration: Tensor, names: list[str], changed: bool, many: Collection[str] = ()
+    model: nn.Module,
+    calibration: Tensor,
+    names: list[str],
+    changed: bool,
+    many: Collection[str] = (),
+    keep: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """Inputs of the named layers, of ``many`` more than a batch; where weights changed, batch norms are re-estimated too."""
+    """Inputs of the named layers, of ``many`` more than a batch; where weights changed, batch norms are re-estimated too.
+
+    Of a layer in ``keep``, what that makes of its inputs is kept in their place.
+    """
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
     pictures = laid_out(model, calibration) if changed and normed else calibration
-    with _recorded(model, names, many) as inputs:
+    with _recorded(model, names, many, keep) as inputs:
         if changed and normed:
             reestimate_statistics(model, pictures)
         elif names:
@@ -74,14 +83,16 @@ def settle_and_record(
 
 
 @contextmanager
-def _recorded(model: nn.Module, names: list[str], many: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
+def _recorded(
+    model: nn.Module, names: list[str], many: Collection[str], keep: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[dict[str, list[Tensor]]]:
     inputs: dict[str, list[Tensor]] = {}
 
     def record(name: str, x: Tensor) -> None:
         held = inputs.setdefault(name, [])
         # Of several batches the first is the one that is sure to be full.
         if not held or (name in many and _fits(x, held)):
-            held.append(x.detach())
+            held.append(keep[name](x.detach()) if name in keep else x.detach())
 
     with watching({name: model.get_submodule(name) for name in names}, record):
         yield inputs

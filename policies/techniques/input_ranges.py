@@ -36,6 +36,14 @@ def input_range(inputs: Tensor, method: RangeMethod) -> tuple[float, float]:
     return _METHODS[method](inputs)
 
 
+def what_is_needed(method: RangeMethod) -> Callable[[Tensor], Tensor]:
+    """Return what takes the place of inputs that are only kept for their range, which it leaves the same.
+
+    The inputs of all layers of a network are many times what its pictures are.
+    """
+    return _extremes if method == "minmax" else _as_they_are
+
+
 def input_ranges(
     technique: str, module: nn.Module, layers: Sequence[nn.Module], calibration: Calibration | None, method: RangeMethod
 ) -> list[tuple[nn.Module, float, float]]:
@@ -68,6 +76,14 @@ def input_ranges(
 def _minmax(inputs: Tensor) -> tuple[float, float]:
     low, high = inputs.aminmax()
     return float(low), float(high)
+
+
+def _extremes(inputs: Tensor) -> Tensor:
+    return torch.stack(inputs.aminmax())
+
+
+def _as_they_are(inputs: Tensor) -> Tensor:
+    return inputs
 
 
 def _percentile(inputs: Tensor) -> tuple[float, float]:
