@@ -13,6 +13,8 @@ from .runtime import logits as outputs_of
 from .runtime import session
 
 ONNX_BATCH = 100
+MAX_BATCH_VALUES = 2**20
+"""Of the pictures that a runtime is given at once: it holds many times as much between its layers, and is no faster for it."""
 
 
 def error_pct(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -42,12 +44,19 @@ def model_error(model: nn.Module, data: DataSet, split: Pictures) -> float:
     """Error in per cent of a network on a split as it is in the middle of its training; it is left in evaluation mode."""
     model.eval()
     with torch.no_grad():
-        parts = [model(x).numpy() for x, _ in data.batches(split, ONNX_BATCH)]
+        batch_size = _fitting(data, ONNX_BATCH)
+        parts = [model(x).numpy() for x, _ in data.batches(split, batch_size)]
     return error_pct(np.concatenate(parts), split.labels)
 
 
 def file_logits(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH) -> np.ndarray:
     """Outputs (N, K) of an exported file on a split."""
     running = session(onnx, threads)
+    batch_size = _fitting(data, batch_size)
     parts = [outputs_of(running, x.numpy(), batch_size) for x, _ in data.batches(split, batch_size)]
     return np.concatenate(parts)
+
+
+def _fitting(data: DataSet, batch_size: int) -> int:
+    """The batch size, or fewer pictures where they are large."""
+    return min(batch_size, max(1, MAX_BATCH_VALUES // math.prod(data.input_shape)))

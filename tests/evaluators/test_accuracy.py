@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paretopress.evaluators import accuracy
 from paretopress.evaluators.accuracy import error_interval, error_pct
+from paretopress.evaluators.sources import as_dataset
 from scipy.stats import binomtest
 
 
@@ -40,3 +43,20 @@ def test_it_agrees_with_scipy_and_holds_the_error(case):
     assert (low, high) == pytest.approx((100 * known.low, 100 * known.high), abs=1e-4)
     assert 0 <= low <= 100 * wrong / count + 1e-9
     assert 100 * wrong / count - 1e-9 <= high <= 100
+
+
+@pytest.mark.parametrize(("values", "largest"), [(2**20, 100), (4 * 12, 4), (1, 1)])
+def test_fewer_pictures_are_run_at_once_where_they_are_large(monkeypatch, values, largest):
+    images = np.random.default_rng(0).normal(size=(230, 3, 2, 2)).astype(np.float32)
+    data = as_dataset((images, np.arange(230) % 3))
+    sizes = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return x.sum((2, 3))
+
+    monkeypatch.setattr(accuracy, "MAX_BATCH_VALUES", values)
+    found = accuracy.model_error(Counting(), data, data.train)
+    assert max(sizes) == largest and sum(sizes) == len(data.train)
+    assert found == error_pct(data.train.images.sum((2, 3)), data.train.labels)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paretopress.evaluators import data as module
 from paretopress.evaluators.data import DataSet, Pictures, Preprocess, SplitSizes, check_measurable, split, standardise
 from paretopress.policies.errors import DataError
 
@@ -46,6 +47,24 @@ def test_the_seed_fixes_the_splits():
     assert one.digest() == again.digest()
     assert parts(one)[2] != parts(other)[2]
     assert one.digest() != other.digest()
+
+
+@pytest.mark.parametrize("given", [None, 20])
+def test_pictures_that_are_nobody_elses_are_put_in_order_where_they_lie(given):
+    own, others = pictures(200), pictures(200)
+    validation = None if given is None else pictures(given, 300)
+    one = split("d", others, None, SplitSizes(), 4, validation=validation)
+    other = split("d", own, None, SplitSizes(), 4, validation=validation, owned=True)
+    assert one.digest() == other.digest()
+    assert numbers(others) == list(range(200)), "the caller's pictures stay in their order"
+    assert all(np.shares_memory(part.images, own.images) for part in (other.train, other.test, other.calibration))
+    assert not np.shares_memory(one.train.images, others.images)
+
+
+def test_parts_of_the_same_pictures_are_in_memory_once():
+    data = split("d", pictures(200), None, SplitSizes(), 0)
+    whole = data.train.images.base
+    assert all(part.images.base is whole for part in (data.calibration, data.validation, data.test))
 
 
 def test_labels_stay_with_their_pictures():
@@ -213,6 +232,21 @@ def test_standardised_pictures_have_mean_0_and_spread_1(dtype):
     x = standardise(Pictures(images, np.zeros(50, int)))(images)
     assert x.mean((0, 2, 3)).abs().max() < 1e-2
     assert (x.std((0, 2, 3)) - 1).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("values", [1, 100, 2**20])
+def test_the_statistics_by_chunks_are_those_of_all_pictures_at_once(monkeypatch, dtype, values):
+    images = np.random.default_rng(0).normal(120, 30, (77, 3, 5, 4)).clip(0, 255).astype(dtype)
+    monkeypatch.setattr(module, "CHUNK_VALUES", values)
+    found = standardise(Pictures(images, np.zeros(77, int)))
+    scale = 255 if dtype == np.uint8 else 1
+    mean, std = images.mean((0, 2, 3), dtype=np.float64) / scale, images.std((0, 2, 3), dtype=np.float64) / scale
+    assert found.mean == tuple(np.round(mean, 4).tolist())
+    assert found.std == tuple(np.round(std, 4).tolist())
+    assert (
+        Pictures(images[::-1], np.zeros(77, int)).digest() == Pictures(images[::-1].copy(), np.zeros(77, int)).digest()
+    )
 
 
 def test_constant_pictures_are_no_division_by_zero():

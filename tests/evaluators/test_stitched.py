@@ -138,6 +138,15 @@ def test_figures_do_not_depend_on_what_was_measured_before(rung, model, graph, d
     assert [fresh.measure(plan) for plan in plans] == found
 
 
+def test_figures_are_the_same_after_what_was_kept_is_forgotten(rung, graph):
+    plans = [quantized(graph, bits) for bits in (4, 2, 8)]
+    found = [rung.measure(plan) for plan in plans]
+    for plan, figures in zip(plans, found):
+        rung.forget()
+        assert rung.measure(plan) == figures
+    assert [rung.measure(plan) for plan in plans] == found
+
+
 def test_the_seed_chooses_the_pictures(model, graph, data):
     plan = quantized(graph, 3)
     one, same, other = (rung_of(model, graph, data, 50, seed).measure(plan) for seed in (0, 0, 1))

@@ -9,7 +9,7 @@ from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
 from paretopress.policies.techniques.base import Calibration
-from paretopress.policies.techniques.input_ranges import input_range
+from paretopress.policies.techniques.input_ranges import input_range, what_is_needed
 from paretopress.policies.techniques.quantize_uniform import QuantizeUniform
 from torch import nn
 
@@ -29,6 +29,14 @@ def error(inputs, low, high):
 def test_minmax_is_the_least_and_the_greatest():
     x = normal(40, 30)
     assert input_range(x, "minmax") == (float(x.min()), float(x.max()))
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_what_is_kept_of_inputs_has_the_same_range(method):
+    x = normal(40, 30)
+    needed = what_is_needed(method)(x)
+    assert input_range(needed, method) == input_range(x, method)
+    assert needed.numel() == (2 if method == "minmax" else x.numel())
 
 
 def test_the_percentile_leaves_out_one_value_in_a_thousand():
