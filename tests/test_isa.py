@@ -12,6 +12,7 @@ from paretopress.tests.bench.isa import (
     Setting,
     digest_sources,
     environment_of,
+    read_level,
     run_settings,
     run_suite,
 )
@@ -85,6 +86,15 @@ def test_sources_are_told_apart_by_path_and_content_and_nothing_made_counts(tmp_
     first = digest_with("search/a.py", "1")
     assert digest_with("runs/a.json", "1") == digest_with(".venv/a.py", "1") == first
     assert len({first, digest_with("search/a.py", "2"), digest_with("search/b.py", "")}) == 3
+
+
+def test_the_processors_level_is_its_own_whatever_the_environment_holds_torch_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    level = read_level()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert read_level() == level
 
 
 def test_seven_settings_and_none_inherits_anothers(monkeypatch: pytest.MonkeyPatch) -> None:

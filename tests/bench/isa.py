@@ -21,7 +21,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import paretopress
-import torch
 from paretopress.policies.files import write_text
 
 ROOT = Path(paretopress.__file__).resolve().parent
@@ -83,10 +82,17 @@ def digest_sources(root: Path) -> str:
     return total.hexdigest()
 
 
-def describe_machine() -> dict[str, str]:
-    """Say what a verdict may depend on: the processor, Python and the libraries that calculate."""
-    about = {name: version(name) for name in PACKAGES}
-    return about | {"python": platform.python_version(), "processor": torch.backends.cpu.get_cpu_capability()}
+def describe_machine(level: str) -> dict[str, str]:
+    """Say what a verdict may depend on: the processor's level, Python and the libraries that calculate."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version(), "level": level}
+
+
+def read_level() -> str:
+    """Ask torch in a process of its own, which none of the variables reaches, for the processor's instruction set."""
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    environment = environment_of(Setting("as it is", {}))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip() if done.stdout.strip() in LEVELS else "DEFAULT"
 
 
 def environment_of(setting: Setting) -> dict[str, str]:
@@ -165,9 +171,8 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.fresh:
         chosen.json.unlink(missing_ok=True)
-    capability = torch.backends.cpu.get_cpu_capability()
-    level = capability if capability in LEVELS else "DEFAULT"
-    tree = {"sources": digest_sources(ROOT), "machine": describe_machine(), "tests": chosen.tests}
+    level = read_level()
+    tree = {"sources": digest_sources(ROOT), "machine": describe_machine(level), "tests": chosen.tests}
     arguments = ["-n", "auto", "--dist", "loadfile", *chosen.tests]
     all_passed = run_settings(
         chosen.json, level, tree, lambda setting: run_suite(setting, chosen.json.with_suffix(""), arguments)
