@@ -3,7 +3,8 @@
 # make test-isa  the tests under seven settings of instruction sets and threads: runs/isa.json (an hour; finished settings are kept)
 # make check  lint, format, types, import rules
 # make bench  where the seconds of an evaluation go, JSON to stdout (bench-kernels: nodes of ResNet-20 in ONNX Runtime;
-#             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime)
+#             bench-own-kernels: binary and sparse convolutions of our own against ONNX Runtime;
+#             bench-eight-bit: ResNet-20 in 8 bit beside ONNX Runtime's own static quantizer)
 # make bench-memory  the peak while 10,000 pictures of 224 px are read, against their bytes: JSON to stdout
 # make bench-search  methods of search on frozen problems, 10 seeds: runs/bench-search.json and .html
 # make bench-fitnets  a thin deep student on MNIST with and without a teacher (1412.6550), a table to stdout; what is done in
@@ -19,7 +20,7 @@
 BIN := .venv/bin
 DEMO := runs/quickstart
 
-.PHONY: setup demo test test-isa check bench bench-kernels bench-own-kernels bench-memory bench-search bench-fitnets bench-lottery papers gallery coverage bench-kept clean
+.PHONY: setup demo test test-isa check bench bench-kernels bench-own-kernels bench-eight-bit bench-memory bench-search bench-fitnets bench-lottery papers gallery coverage bench-kept clean
 
 setup: .venv/.ready
 
@@ -57,6 +58,9 @@ bench-own-kernels: setup
 
 bench-memory: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.memory
+
+bench-eight-bit: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.eight_bit
 
 bench-search: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m paretopress.tests.bench.tabular --json runs/bench-search.json --html runs/bench-search.html

@@ -21,6 +21,12 @@ def kernel_policy(policy: Policy) -> Policy:
     return Policy(layers, policy.version, policy.shape)
 
 
+def has_8_bit_inputs(policy: Policy) -> bool:
+    """Whether the exported file computes on 8-bit integers, which PyTorch imitates up to rounding."""
+    steps = (step for steps in policy.layers.values() for step in steps)
+    return any(dict(step.parameters).get("activations") == "int8" for step in steps)
+
+
 def _kernel(step: Step) -> tuple[Step, ...]:
     technique = build(step)
     if technique.phase < Phase.PRUNE:

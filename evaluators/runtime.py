@@ -6,14 +6,25 @@ import numpy as np
 import onnxruntime
 
 from ..policies.errors import CandidateError, ConfigError, DataError
+from .exact_integers import session_entries
 
-EXACT_INTEGERS = ("session.x64quantprecision", "1")
-"""Without it, processors that lack VNNI add two products of 8 bit in 16 bit, which overflows: the network computes other
-values than its file says, where codes lie outside of [-64, 63]. With it, such layers run on slower, exact kernels."""
+
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """Settings of a session on the CPU: one operator at a time on ``threads`` threads, which sleep while they wait."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # A spinning worker takes a core from the networks that are measured or trained beside it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in session_entries().items():
+        options.add_session_config_entry(name, value)
+    return options
 
 
 def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A session on the CPU: one operator at a time on ``threads`` threads, which sleep while they wait.
+    """A session with these settings, in which 8-bit layers compute what the file says on whatever processor this is.
 
     Raises
     ------
@@ -24,16 +35,8 @@ def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     """
     if threads < 1:
         raise ConfigError(f"expected at least one thread, got {threads}; set threads to 1 or the number of free cores")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    # A spinning worker takes a core from the networks that are measured or trained beside it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(*EXACT_INTEGERS)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
     # The runtime has an exception class for each status, with no common base of its own.
     except Exception as error:
         version = onnxruntime.__version__

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..evaluators.data import DataSet
 from ..evaluators.defaults import own_defaults
+from ..evaluators.exact_integers import WITH_OPTION, options_here
 from ..evaluators.macs import profile as profiled
 from ..evaluators.models import load_weights
 from ..evaluators.sources import as_dataset
@@ -57,6 +58,8 @@ from .summary import note_classes, note_layers, note_unknown, write_report
 IDENTITY = "identity"
 COMMAND = "command"
 """What the ledger calls the command that a run goes on with."""
+TIMED_UNDER = "session options"
+"""What the ledger calls the session option that latencies were measured under."""
 
 
 def search(
@@ -328,6 +331,7 @@ def open_session(
             _claim(
                 ledger, run, prepared, "context" if searched or config.space.shape is None else "context of the network"
             )
+            _claim_timing(ledger, run)
             write_bytes(run.reference, prepared.bench.reference)
             write_environment(run, prepared.threads, prepared.workers, config.seed)
             note_layers(ledger, prepared.bench.graph)
@@ -367,6 +371,19 @@ def _claim(ledger: Ledger, run: RunDirectory, prepared: Prepared, name: str) -> 
         ledger.set_meta(f"{name}: {IDENTITY}", prepared.identity.to_text())
         # Last, so that a run that has begun always says with which pictures.
         ledger.set_meta(name, context)
+
+
+def _claim_timing(ledger: Ledger, run: RunDirectory) -> None:
+    """Refuse a run whose latencies were measured under another session option: 8-bit layers take another time with it."""
+    # Runs that noted nothing had the option on every processor.
+    recorded = ledger.meta(TIMED_UNDER) or (WITH_OPTION if ledger.rows(state="done") else options_here())
+    if recorded != options_here():
+        raise RunDirectoryError(
+            f"{run.path} holds latencies that were measured with {recorded} in ONNX Runtime, and this processor runs 8-bit"
+            f" layers with {options_here()}: such latencies cannot be compared. Go on with the run on a processor such as"
+            f" {run.environment.name} names, or choose another directory"
+        )
+    ledger.set_meta(TIMED_UNDER, recorded)
 
 
 @dataclass(frozen=True)

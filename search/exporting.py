@@ -14,12 +14,14 @@ from safetensors.numpy import load
 from torch import nn
 
 from ..evaluators.candidate import Candidate
+from ..evaluators.exact_integers import ADVICE, has_8_bit_layers
 from ..evaluators.models import save_weights
 from ..policies.coding.container import MAGIC
 from ..policies.coding.press import breakdown
 from ..policies.errors import InputError, WorkError
 from ..policies.files import write_bytes, write_text
 from ..policies.version import VERSION
+from .bundle_readme import bundle_readme
 from .config import load_config
 from .front import FrontData, Member
 from .ledger import LEDGER_FILE, Ledger
@@ -164,6 +166,7 @@ def _write_bundle(run: RunDirectory, found: FrontData, member: Member, path: Pat
     write_text(path / "config.yaml", _portable_config(run))
     card = report_card(run, found, member, files)
     write_text(path / CARD, json.dumps(card, indent=2) + "\n")
+    write_text(path / "README.md", bundle_readme(card))
     return path
 
 
@@ -181,6 +184,7 @@ def report_card(run: RunDirectory, found: FrontData, member: Member, files: dict
         "sha256": {name: sha256(content) for name, content in files.items()},
         "splits": _read_run(run, read_splits),
         "environment": read_json(run.environment),
+        **({"session_options": ADVICE} if has_8_bit_layers(files["model.onnx"]) else {}),
     }
 
 

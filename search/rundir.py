@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from ..evaluators.cores import available_cores
+from ..evaluators.exact_integers import options_here
 from ..policies.errors import RunDirectoryError
 from ..policies.files import write_text
 from .config import Config, load_config
@@ -243,13 +244,14 @@ def write_environment(run: RunDirectory, threads: int, workers: int, seed: int) 
     environment = {
         "versions": {name: _version(name) for name in VERSIONED},
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": processor_name(),
         "cores": available_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.machine()}",
         "workers": workers,
         "threads_per_worker": threads,
         "seed": seed,
+        "session_options": options_here(),
     }
     write_text(run.environment, json.dumps(environment, indent=2) + "\n")
     return environment
@@ -290,7 +292,8 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _cpu_name() -> str:
+def processor_name() -> str:
+    """Name this machine's processor as its system does."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

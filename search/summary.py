@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..evaluators.exact_integers import ADVICE
+from ..evaluators.kernels import has_8_bit_inputs
 from ..policies.architectures.shapes import network_of
 from ..policies.coding.press import breakdown
 from ..policies.errors import FormatError
 from ..policies.files import write_text
 from ..policies.graph import ModelGraph
+from ..policies.policy import Policy
 from .config import Config
 from .front import FrontData
 from .intervals import with_intervals
@@ -72,18 +75,19 @@ def report_data(run: RunDirectory, config: Config, ledger: Ledger, directory: st
     splits = read_splits(ledger)
     feasible = {entry["id"]: entry["feasible"] for entry in front}
     layers = json.loads(ledger.meta("layers") or "[]")
+    environment = read_json(run.environment) if run.environment.is_file() else {}
     return ReportData(
         run=run.path.resolve().name,
         directory=directory,
         config=config.model_dump(mode="json"),
-        environment=read_json(run.environment) if run.environment.is_file() else {},
+        environment=environment,
         baseline=baseline,
         quality=config.quality,
         limits=_limits(config, baseline),
         front=[with_gone_layers(entry, layers) for entry in front],
         history=[with_gone_layers(entry, layers) for entry in _history(rows, feasible)],
         layers=layers,
-        methods=methods(config, splits),
+        methods=methods(config, splits) | _eight_bit(front, environment),
         seconds_total=_seconds(rows),
         left_dense=json.loads(ledger.meta("left_dense") or "{}"),
         unreachable=ledger.meta("unreachable") or "",
@@ -157,6 +161,17 @@ def _last_pictures(splits: Mapping[str, Any]) -> str:
         return "the whole test split"
     compared, last = (splits[name]["pictures"] for name in ("validation", "test"))
     return f"the {last:,} of {compared + last:,} test pictures on which no candidates were compared"
+
+
+def _eight_bit(front: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> dict[str, str]:
+    """Which session option the front's files with 8-bit layers need, and which they were measured with."""
+    ids = [entry["id"] for entry in front if has_8_bit_inputs(Policy.from_dict(entry["policy"]))]
+    if not ids:
+        return {}
+    measured = environment.get("session_options", "an option that was not recorded")
+    return {
+        "session option of files with 8-bit layers": f"{', '.join(ids)}: {ADVICE} Here they were measured with {measured}."
+    }
 
 
 def _limits(config: Config, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -77,8 +77,9 @@ class SpaceConfig(_Menus):
         " are tried and added to the layers' menus, where no rule gives a layer its sparsity",
     )
     precision: tuple[str, ...] = Field(
-        ("float32", "w8a8"),
-        description=f"how the weights are held: {KNOWN}",
+        ("float32", "w8a8", "w7a8"),
+        description=f"how the weights are held: {KNOWN}. On x86 processors without VNNI w8a8 is as slow as float32 and w7a8"
+        " is not",
     )
     rank: tuple[float, ...] = Field(
         (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"

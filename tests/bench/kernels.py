@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from paretopress.evaluators.latency import LatencyProbe
 from paretopress.evaluators.models import build_model
-from paretopress.evaluators.runtime import EXACT_INTEGERS
+from paretopress.evaluators.runtime import session_options
 from paretopress.policies.apply import apply_plan
 from paretopress.policies.export.onnx import export_onnx
 from paretopress.policies.graph import ModelGraph
@@ -42,9 +42,7 @@ def policies(graph: ModelGraph) -> Mapping[str, Policy]:
 
 def node_us(onnx: bytes, x: np.ndarray) -> dict[str, float]:
     """The 20th percentile of each node's time over many runs at one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry(*EXACT_INTEGERS)
+    options = session_options()
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as directory:
         options.profile_file_prefix = str(Path(directory) / "profile")

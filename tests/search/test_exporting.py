@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
+from paretopress.evaluators.exact_integers import ADVICE, EXACT_INTEGERS, make_trial
 from paretopress.policies.coding.press import encode
 from paretopress.policies.errors import InputError, WorkError
 from paretopress.policies.files import write_text
 from paretopress.policies.policy import Policy
-from paretopress.search.exporting import check_ending, check_target, export_member
+from paretopress.search.bundle_readme import bundle_readme
+from paretopress.search.exporting import check_ending, check_target, export_member, report_card
 from paretopress.search.front import FrontData, Member
 from paretopress.search.ledger import Ledger
 from paretopress.search.rundir import RunDirectory
@@ -78,3 +80,18 @@ def test_a_file_as_a_folder_is_told_as_such(tmp_path: Path) -> None:
         WorkError, match=r"cannot write .*x.onnx: (Not a directory|File exists); .*choose another place"
     ):
         write_text(tmp_path / "dense.safetensors" / "x.onnx", "")
+
+
+@pytest.mark.parametrize("file", [make_trial().file, onnx_file()], ids=["8 bit", "float"])
+def test_a_bundle_says_which_session_option_its_8_bit_layers_need_where(file: bytes, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_text(run.environment, "{}")
+    metrics = {"error_pct": 1.5, "stored_bytes": 12_345, "latency_ratio": 0.5}
+    member = Member(Policy().id, Policy(), True, metrics)
+    card = report_card(
+        run, FrontData({}, {}, (), (member,)), member, {"model.onnx": file, "model.press": CONTENT["press"]}
+    )
+    text, is_8_bit = bundle_readme(card), file != onnx_file()
+    assert (card.get("session_options") == ADVICE) == is_8_bit
+    assert (ADVICE in text) == is_8_bit and (f'"{EXACT_INTEGERS[0]}", "1"' in text) == is_8_bit
+    assert member.id in text and "1.50 % error, 12,345 bytes stored, 0.500x" in text and "model.onnx" in text

@@ -177,6 +177,7 @@ def test_the_environment_says_versions_machine_threads_and_seeds(tmp_path: Path)
     assert environment["versions"]["torch"].startswith("2.") and environment["versions"]["paretopress"] == "0.1.0"
     assert (environment["threads_per_worker"], environment["workers"], environment["seed"]) == (1, 2, 3)
     assert environment["cpu"] and environment["cores"] >= 1 and environment["memory_bytes"] > 0
+    assert "session.x64quantprecision" in environment["session_options"], "which its latencies were measured with"
     assert str(Path.home()) not in run.environment.read_text(), "it names no place of this machine"
 
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from paretopress.evaluators.runtime import EXACT_INTEGERS
+from paretopress.evaluators.runtime import session_options
 from paretopress.policies import forms
 from paretopress.policies.architectures import DigitsCNN, LeNet300100, ResNet20
 from paretopress.policies.coding.tensors import UniformTensor
@@ -85,9 +85,7 @@ def quantized(model: nn.Module, x: Tensor, names: set[str] | None = None, bits: 
 
 
 def run(data: bytes, x: Tensor, optimized: Path | None = None) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    options.add_session_config_entry(*EXACT_INTEGERS)
+    options = session_options()
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
