@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import time
 import traceback
@@ -237,6 +238,21 @@ def check_room(closed: bool, under_way: int, capacity: int) -> None:
 def cannot_build(fault: Fault) -> WorkError:
     """The error for an evaluator factory that fails."""
     return WorkError(f"the evaluators cannot be built: {fault.error_class}: {fault.message}; mend that and start again")
+
+
+def cause_of_death(text: str) -> str:
+    """Say in a few words why a worker's process is gone, from what Ray writes about it; its own text is a paragraph."""
+    if any(sign in text.lower() for sign in ("low on memory", "outofmemory", "out of memory error")):
+        return "it was ended because the memory of its node was used up"
+    if "node" in text.lower() and any(
+        sign in text.lower() for sign in ("node has died", "node died", "node was terminated")
+    ):
+        return "its node is gone"
+    if "receives a SIGTERM" in text:
+        return "it was ended from outside, by SIGTERM"
+    if code := re.search(r"exit code (\d+)", text):
+        return f"it left with exit code {code[1]}"
+    return "it was killed from outside, as the system does where memory ends, or it crashed"
 
 
 def _kind(error: BaseException) -> FaultKind:

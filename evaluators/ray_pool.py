@@ -6,11 +6,14 @@ import io
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections import deque
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +29,7 @@ from .pool import (
     FaultKind,
     Job,
     cannot_build,
+    cause_of_death,
     check_open,
     check_room,
     fault_of,
@@ -33,8 +37,12 @@ from .pool import (
     one_line,
     run_job,
 )
+from .rehearsal import own_end
 
 MAX_BUILD_FAILURES = 3
+"""Workers that a factory may kill, one after another, before it is given up."""
+MAX_KILLED = 30
+"""Workers that may be killed from outside while they are built, none coming up between: enough to outlast what kills them."""
 _POLL_S = 1.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SETTINGS = {
@@ -53,6 +61,13 @@ class _Worker:
 
     def __init__(self) -> None:
         self._evaluate: Evaluate | None = None
+
+    def rehearse(self, factory: bytes) -> Fault | None:
+        """Try the pickled factory in a process of its own: the fault where it ends that process."""
+        end = own_end(factory)
+        if end is None:
+            return None
+        return Fault("infrastructure", "ActorDiedError", f"what builds a worker ends its process ({end})")
 
     def build(self, factory: EvaluatorFactory, threads: int) -> tuple[str, int, Fault | None]:
         """Host, process id, and why the factory failed, if it did."""
@@ -76,12 +91,17 @@ class _Worker:
 
 @dataclass
 class _Slot:
-    """A worker's place: building (``ready`` is false), idle (nothing is ``awaited``), or evaluating ``job``."""
+    """A worker's place: building (``ready`` is false), idle (nothing is ``awaited``), or evaluating ``job``.
+
+    Before it is ``built`` a rehearsal may be awaited; ``answered`` says that either came to its end.
+    """
 
     actor: Any
     awaited: Any
+    built: Any
     started_s: float
     deadline_s: float
+    answered: bool = False
     ready: bool = False
     job: Job | None = None
     host: str = "unknown"
@@ -112,8 +132,8 @@ class RayPool(AbstractContextManager["RayPool"]):
     Raises
     ------
     WorkError
-        Where Ray cannot be started or reached. From ``next_done`` where no worker can be built: the factory raised,
-        three workers in a row died in it, or Ray found no room for any.
+        Where Ray cannot be started or reached. From ``next_done`` where no worker can be built: the factory raised, it
+        ended three workers in a row, thirty were killed from outside with none coming up, or Ray found no room for any.
     """
 
     def __init__(
@@ -130,8 +150,9 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._slots: list[_Slot] = []
         self._waiting: deque[Job] = deque()
         self._finished: deque[Done] = deque()
-        self._build_failures = 0
+        self._build_failures = self._killed = 0
         self._shared: Any = None
+        self._factory_here, self._pickled = factory, None
         self._startup_timeout_s = startup_timeout_s
         self._ray, self._owns_ray = start_ray(workers, threads_per_worker, address)
         try:
@@ -233,19 +254,30 @@ class RayPool(AbstractContextManager["RayPool"]):
         try:
             answer = self._ray.get(slot.awaited)
         except self._ray.exceptions.RayError as error:
-            self._lose(index, self._fault_of_ray(error))
+            self._lose(index, self._fault_of_ray(error, slot))
             return
-        slot.awaited, slot.deadline_s = None, math.inf
         if slot.job is not None:
-            slot.job = None
+            slot.awaited, slot.deadline_s, slot.job = None, math.inf, None
             self._finished.append(answer)
             return
+        if slot.awaited is not slot.built:
+            self._settle_rehearsal(index, answer)
+            return
+        slot.awaited, slot.deadline_s, slot.answered = None, math.inf, True
         slot.host, slot.pid, fault = answer
         if fault is not None:
             self._lose(index, fault)
         else:
             slot.ready = True
-            self._build_failures = 0
+            self._build_failures = self._killed = 0
+
+    def _settle_rehearsal(self, index: int, fault: Fault | None) -> None:
+        slot = self._slots[index]
+        if fault is not None:
+            slot.answered = True
+            self._lose(index, fault)
+            return
+        slot.awaited, slot.deadline_s = slot.built, time.monotonic() + self._startup_timeout_s
 
     def _expire(self, index: int) -> None:
         slot = self._slots[index]
@@ -264,24 +296,48 @@ class RayPool(AbstractContextManager["RayPool"]):
         """Report the loss of a worker and put a fresh one in its place; answers of the old one are never looked at."""
         slot = self._slots[index]
         self._ray.kill(slot.actor)
-        self._slots[index] = self._new_slot()
-        if slot.job is not None:
+        if slot.job is None:
+            self._count_unbuilt(slot, fault)
+        else:
             seconds = time.monotonic() - slot.started_s
             self._finished.append(Done(slot.job.id, False, None, fault, slot.host, seconds))
+        self._slots[index] = self._new_slot()
+
+    def _count_unbuilt(self, slot: _Slot, fault: Fault) -> None:
+        """Give the factory up where it is to blame for workers that are not built.
+
+        Ray cannot tell a process that was killed from one that ended itself. So what counts against the factory is its own
+        answer alone: once a worker is gone without one, the next workers try the factory in a process of its own, whose end
+        they read. A worker that disappears all the same was killed from outside, and is replaced like any other.
+        """
+        if slot.answered:
+            self._build_failures += 1
+            if fault.kind == "candidate" or self._build_failures >= MAX_BUILD_FAILURES:
+                raise cannot_build(fault)
             return
-        self._build_failures += 1
-        if fault.kind == "candidate" or self._build_failures >= MAX_BUILD_FAILURES:
+        self._killed += 1
+        if fault.kind == "candidate":
             raise cannot_build(fault)
+        # As long as another works, the run goes on.
+        if self._killed >= MAX_KILLED and not any(other.ready for other in self._slots):
+            raise cannot_build(replace(fault, message=f"{self._killed} workers in a row: {fault.message}"))
 
     def _new_slot(self) -> _Slot:
         actor = self._actor_class.remote()
         now_s = time.monotonic()
+        rehearsed = actor.rehearse.remote(self._pickled_factory()) if self._killed or self._build_failures else None
         built = actor.build.remote(self._factory, self._threads)
         if self._shared is not None:
             actor.receive.remote(self._shared)
-        return _Slot(actor, built, now_s, now_s + self._startup_timeout_s)
+        return _Slot(actor, built if rehearsed is None else rehearsed, built, now_s, now_s + self._startup_timeout_s)
 
-    def _fault_of_ray(self, error: Exception) -> Fault:
+    def _pickled_factory(self) -> Any:
+        """The factory as bytes, which a worker gets without unpickling them; made where the first worker was lost."""
+        if self._pickled is None:
+            self._pickled = self._ray.put(self._ray.cloudpickle.dumps(self._factory_here))
+        return self._pickled
+
+    def _fault_of_ray(self, error: Exception, slot: _Slot) -> Fault:
         exceptions = self._ray.exceptions
         if isinstance(error, exceptions.RayTaskError):
             # Code of ours that ran to its end: a factory that cannot be loaded, a result that cannot be sent.
@@ -289,7 +345,8 @@ class RayPool(AbstractContextManager["RayPool"]):
                 return Fault("candidate", type(error.cause).__name__, _unknown_module(error.cause))
             return Fault("candidate", type(error.cause).__name__, one_line(str(error.cause)))
         kind: FaultKind = "memory" if isinstance(error, exceptions.OutOfMemoryError) else "infrastructure"
-        return Fault(kind, type(error).__name__, one_line(str(error)))
+        where = f"process {slot.pid} on {slot.host}" if slot.ready else "process, which was being built,"
+        return Fault(kind, type(error).__name__, f"the worker's {where} is gone: {cause_of_death(str(error))}")
 
 
 def _unknown_module(error: ModuleNotFoundError) -> str:
@@ -311,14 +368,15 @@ def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[A
         return ray, False
     cpus = None if address else max(os.cpu_count() or 1, workers * (threads or 1))
     try:
-        ray.init(
-            address=address or "local",
-            num_cpus=cpus,
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": package_variables()},
-        )
+        with _callers_sigterm():
+            ray.init(
+                address=address or "local",
+                num_cpus=cpus,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": package_variables()},
+            )
     # Where its processes do not come up in time, Ray raises an Exception of no class of its own.
     except Exception as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
@@ -339,6 +397,23 @@ def pickle_without_tensors(value: object) -> bytes:
     content = io.BytesIO()
     Pickler(content).dump(value)
     return content.getvalue()
+
+
+@contextmanager
+def _callers_sigterm() -> Iterator[None]:
+    """Give SIGTERM back to the handler that the caller had set: Ray puts its own in place, which ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    is_set = before not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread()
+    try:
+        yield
+    except SystemExit as leaving:
+        # Where the signal comes while Ray starts, its handler is the one that hears it.
+        if is_set:
+            raise KeyboardInterrupt from leaving
+        raise
+    finally:
+        if is_set:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..policies.files import write_bytes, write_text
-from .pool import Done, Evaluate, Fault, FaultKind, Job, fault_of, one_line, run_job
+from .pool import Done, Evaluate, Fault, FaultKind, Job, cause_of_death, fault_of, one_line, run_job
 from .training.checkpoints import Checkpoints
 
 SEAL = "sealed.json"
@@ -138,7 +138,10 @@ def lost(job: Job, last: Mapping[str, Any], errors: str, hung: int) -> Done:
     else:
         *_, text = errors.split("Failure #")
         kind: FaultKind = "memory" if "low on memory" in text else "infrastructure"
-        fault = Fault(kind, "TrialLost", one_line(text.partition("\n")[2]))
+        # Of a process that is gone Ray writes a paragraph of guesses.
+        is_gone = "ActorDiedError" in text or "ActorUnavailableError" in text or kind == "memory"
+        why = f"the trial's process is gone: {cause_of_death(text)}" if is_gone else one_line(text.partition("\n")[2])
+        fault = Fault(kind, "TrialLost", why)
     return Done(job.id, False, None, fault, str(last.get("hostname", "unknown")), float(last.get("time_total_s", 0.0)))
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..policies.errors import InputError, ParetopressError, VerificationError
 from ..policies.version import VERSION
+from .stopping import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:  # they bring torch, which help and wrong options need not wait for
     from .early_exits import ExitsFound
@@ -300,10 +301,10 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _listened(work: Callable[[TerminalListener], Any], again: str) -> Any:
-    """What the work gives, its progress shown; ctrl-C says by which command to go on."""
+    """What the work gives, its progress shown; ctrl-C, or SIGTERM, says by which command to go on."""
     from .terminal import TerminalListener
 
-    with TerminalListener(_errors) as listener:
+    with sigterm_as_ctrl_c(), TerminalListener(_errors) as listener:
         try:
             return work(listener)
         except KeyboardInterrupt:
@@ -318,7 +319,10 @@ def _again(command: str, directory: Path) -> str:
 
 
 def _show_profile(directory: Path, found: Profile, as_json: bool) -> None:
-    page, failed = directory / "sensitivity.html", sum(variant.failure is not None for variant in found.variants)
+    from .reasons import told
+
+    page, failures = directory / "sensitivity.html", [v.failure for v in found.variants if v.failure is not None]
+    failed = len(failures)
     summary = {
         "sensitivity": str(page),
         "variants": len(found.variants),
@@ -326,7 +330,8 @@ def _show_profile(directory: Path, found: Profile, as_json: bool) -> None:
         "seconds": found.seconds,
         "additivity": dict(found.additivity or {}),
     }
-    _say(summary, as_json, f"sensitivity: {page} ({len(found.variants)} variants, {failed} failed)")
+    reasons = f": {told(failures)}" if failures else ""
+    _say(summary, as_json, f"sensitivity: {page} ({len(found.variants)} variants, {failed} failed{reasons})")
 
 
 def _show_exits(directory: Path, found: ExitsFound, as_json: bool) -> None:

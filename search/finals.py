@@ -12,7 +12,7 @@ import numpy as np
 from ..evaluators.accuracy import bounds, error_interval, file_error
 from ..evaluators.holdout import whole_test
 from ..evaluators.latency import LatencyProbe
-from ..policies.errors import ParetopressError, SearchError
+from ..policies.errors import ParetopressError
 from ..policies.policy import Policy
 from .dispatch import Dispatcher
 from .front import FrontData, Member, scaled_values, violations
@@ -20,7 +20,7 @@ from .intervals import with_intervals
 from .ledger import Evaluation
 from .pareto import front as front_of
 from .promotion import promote
-from .session import DENSE, Session, nothing_left, total
+from .session import DENSE, Session, came_out_dense, nothing_left, total
 
 TRIED_FOR_ONE = 4
 
@@ -63,9 +63,7 @@ class Finals:
             row for row in self.session.rows("screen") if row.state == "done" and row.key.policy_hash != DENSE.digest
         ]
         if not rows:
-            raise SearchError(
-                "every candidate came out as the dense network; expected menus that change a layer, widen space"
-            )
+            raise came_out_dense(self.session)
         return rows
 
     def _best(self, rows: Sequence[Evaluation], count: int) -> list[Policy]:

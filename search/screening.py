@@ -15,9 +15,10 @@ from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from ..spaces.base import indices
 from ..spaces.shapes import ShapeSpace
-from .banking import Banking, leave_dense, make_guide
+from .banking import Banking, Built, leave_dense, make_guide
 from .dispatch import Dispatcher
 from .feasibility import unreachable
+from .reasons import reason_of, told
 from .records import TrialRecord
 from .samplers.bank_guided import Guide
 from .session import DENSE, Session, nothing_left
@@ -101,14 +102,20 @@ class Screening:
         built = Banking(self.session)(dispatcher)
         leave_dense(self.session, built.failed)
         if not built.usable:
-            reason = next(iter(built.failed.values()), "the dense network's kernels cannot be built")
-            raise SearchError(f"no layer can be compressed as space says: {reason}; widen or change the menus")
+            raise self._no_layer(built)
         guide = make_guide(self.session, built)
         warning = unreachable(self.session, guide, built)
         if warning is not None:
             self.session.listener.say(warning)
         self.session.ledger.set_meta("unreachable", warning or "")
         return guide
+
+    def _no_layer(self, built: Built) -> SearchError:
+        """The error where the bank has nothing to choose from, with the reasons, the most frequent first."""
+        rows = [row for rung in ("kernels", "stitch") for row in self.session.rows(rung) if row.state == "failed"]
+        # Where no unit is to blame, not even the dense network's kernels can be built.
+        reasons = list(built.failed.values()) or [reason_of(row) for row in rows]
+        return SearchError(f"no layer can be compressed as space says: {told(reasons)}; widen or change the menus")
 
     def _in_time(self) -> bool:
         """Whether the minutes given are not spent; those of earlier starts count too."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +20,7 @@ from .ledger import Evaluation, EvaluationKey, Ledger
 from .pareto import front as front_of
 from .prepare import Prepared, measure_baseline
 from .progress import Listener, Progress
+from .reasons import reason_of, told
 from .rundir import RunDirectory
 from .sections.search import OBJECTIVES
 from .seeds import derive_seed
@@ -28,6 +29,8 @@ from .splits import drift_note
 DENSE = Policy()
 RUNG_SHOWN = {"bank": "kernels", "screen": "screen", "tune": "tune", "recover": "recover", "test": "recover"}
 """Phase -> the rung whose evaluations its progress line sums up."""
+SCREENING_RUNGS = ("screen", "stitch", "profile", "kernels", "learn")
+"""Rungs on which candidates fail before there are finalists."""
 
 
 @dataclass
@@ -134,11 +137,25 @@ class Session:
 
 
 def nothing_left(what: str, failed: Sequence[Evaluation]) -> SearchError:
-    """The error where all failed, with the most common reason."""
-    (reason, count), *_ = Counter(f"{row.error_class}: {row.error}" for row in failed).most_common(1)
-    return SearchError(
-        f"{what}, {count} with: {reason}. Mend that and start a new run; a failed evaluation stays failed"
-    )
+    """The error where all failed, with the reasons, the most common first."""
+    return _stopped(what, [reason_of(row) for row in failed])
+
+
+def came_out_dense(session: Session) -> SearchError:
+    """The error where no screened candidate differs from the dense network: because all others failed, or for want of choice."""
+    what = "every candidate came out as the dense network"
+    failed = [row for rung in SCREENING_RUNGS for row in session.rows(rung) if row.state == "failed"]
+    reasons = [reason_of(row) for row in failed]
+    # What was refused before it was tried has no row.
+    left_dense = json.loads(session.ledger.meta("left_dense") or "{}").values()
+    reasons += [reason for reason in left_dense if reason not in reasons]
+    if not reasons:
+        return SearchError(f"{what}; expected menus that change a layer, widen space")
+    return _stopped(f"{what} but for those that failed", reasons)
+
+
+def _stopped(what: str, reasons: Sequence[str]) -> SearchError:
+    return SearchError(f"{what}, {told(reasons)}. Mend that and start a new run; a failed evaluation stays failed")
 
 
 def total(missed: Mapping[str, float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from .progress import cost_limits, hypervolume_curves
 from .text import NOT_MEASURED, metric_title, share_text, times_text, value_text, whole_test_text
 
 EXPORTS = (("onnx", "model.onnx"), ("press", "model.press"), ("bundle", "bundle"))
+LONGEST_REASON = 300
 COLUMNS = (*METRICS, "validation_error_pct")
 WHOLE_TEST = "whole_test_error_pct"
 
@@ -104,7 +105,7 @@ def headline(data: ReportData, entry: Record | None) -> str:
     """What came out, in one sentence."""
     failed = sum(row["state"] == "failed" for row in data.history)
     if entry is None:
-        tried = f"{len(data.history)} evaluations are recorded, {failed} of them failed"
+        tried = f"{len(data.history)} evaluations are recorded, {failed} of them failed{_most_often(data)}"
         return f"No policy reached the final test: {tried if data.history else 'no evaluation is recorded'}."
     metrics = entry["metrics"]
     stored, dense = number(metrics, "stored_bytes"), number(data.baseline, "stored_bytes")
@@ -124,6 +125,12 @@ def headline(data: ReportData, entry: Record | None) -> str:
         parts.append(f"errs on {value_text('error_pct', error)} of the test pictures{beside}")
     role = "The knee of the front" if entry.get("knee") else "The policy in front"
     return f"{role}, {entry['id']}, {_sentence(parts) or 'has no measured figures'}."
+
+
+def _most_often(data: ReportData) -> str:
+    """The most frequent reason of failures, for the end of a clause; all of them have a table of their own."""
+    reasons = Counter(f"{r.get('error_class')}: {r.get('error')}" for r in data.history if r["state"] == "failed")
+    return "".join(f", {count} with: {reason[:LONGEST_REASON]}" for reason, count in reasons.most_common(1))
 
 
 def _sentence(parts: list[str]) -> str:

@@ -28,6 +28,15 @@ def build_nothing() -> Callable[[Job], dict[str, Any]]:
     raise DataError("expected pictures, found none")
 
 
+def build_when_told(folder: Path) -> Callable[[Job], dict[str, Any]]:
+    """A factory that says in a folder which process it is called in, and comes to its end once ``go`` lies there."""
+    (folder / f"{os.getpid()}.pid").write_text("")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (folder / "go").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return _act
+
+
 class _Listener:
     """Answers with the last value that was shared."""
 

@@ -2,20 +2,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from paretopress.evaluators.pool import InProcessPool, Pool, fault_of
-from paretopress.evaluators.ray_pool import RayPool
+from paretopress.evaluators.pool import InProcessPool, Pool, cause_of_death, fault_of
+from paretopress.evaluators.ray_pool import MAX_BUILD_FAILURES, RayPool, _callers_sigterm
+from paretopress.evaluators.rehearsal import own_end
 from paretopress.policies.errors import WorkError
-from paretopress.tests.contracts.pool import PATIENCE_SECONDS, OpenPool, PoolContract, build_actor, finish, job
+from paretopress.tests.contracts.pool import (
+    PATIENCE_SECONDS,
+    OpenPool,
+    PoolContract,
+    build_actor,
+    build_when_told,
+    finish,
+    job,
+)
 
 
 class TestInProcessPool(PoolContract):
@@ -63,6 +73,7 @@ class TestRayPool(PoolContract):
         assert done["spared"].ok
         fault = done["killed"].fault
         assert fault is not None and (fault.kind, fault.error_class) == ("infrastructure", "ActorDiedError")
+        assert fault.message.startswith(f"the worker's process {pid} on ") and len(fault.message) < 200
         assert all(answer.ok for answer in finish(ray_pool, job("a"), job("b"), job("c")).values())
         assert pid not in ray_pool.pids()
 
@@ -106,8 +117,95 @@ def test_a_ray_of_its_own_is_stopped_on_close_and_keeps_standard_output_clean(tm
 def test_a_factory_that_kills_its_workers_is_given_up_after_three(ray_pool: RayPool) -> None:
     with RayPool(partial(os._exit, 3), workers=1, threads_per_worker=1) as pool:
         pool.submit(job("never"))
-        with pytest.raises(WorkError, match="the evaluators cannot be built: ActorDiedError"):
+        with pytest.raises(WorkError, match="the evaluators cannot be built: ActorDiedError") as given_up:
             pool.next_done(PATIENCE_SECONDS)
+    assert "what builds a worker ends its process (exit code 3); mend that" in str(given_up.value)
+
+
+def test_workers_that_are_killed_while_they_are_built_are_replaced_however_many(
+    ray_pool: RayPool, tmp_path: Path
+) -> None:
+    killed = list[str]()
+    with RayPool(partial(build_when_told, tmp_path), workers=1, threads_per_worker=1) as pool:
+        pool.submit(job("patient"))
+        while sum(title.startswith("ray::_Worker.build") for title in killed) < MAX_BUILD_FAILURES + 1:
+            assert pool.next_done(0.1) is None, "nothing can be built before it is told"
+            killed += [_kill(int(path.stem)) for path in tmp_path.glob("*.pid") if path.unlink() is None]
+        (tmp_path / "go").touch()
+        answer = pool.next_done(PATIENCE_SECONDS)
+        assert answer is not None and answer.ok, answer
+    assert len(killed) > MAX_BUILD_FAILURES + 1, "trials of the factory were killed as well"
+
+
+@pytest.mark.parametrize(
+    ("factory", "end"),
+    [
+        (partial(os._exit, 3), "exit code 3"),
+        (partial(sys.exit, 0), "exit code 0"),
+        (os.abort, "SIGABRT"),
+        (partial(signal.raise_signal, signal.SIGSEGV), "SIGSEGV"),
+        (partial(signal.raise_signal, signal.SIGKILL), None),
+        (partial(int, "no number"), None),
+        (dict, None),
+    ],
+    ids=["exits", "exits in peace", "aborts", "crashes", "is killed", "raises", "returns"],
+)
+def test_how_a_factory_ends_its_process_is_read_from_one_of_its_own(
+    factory: Callable[[], object], end: str | None
+) -> None:
+    assert own_end(pickle.dumps(factory)) == end
+
+
+class _Exits:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (5,)
+
+
+def test_what_ends_a_process_while_it_is_unpickled_is_found_as_well() -> None:
+    assert own_end(pickle.dumps(_Exits())) == "exit code 5"
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            "its worker process has died. Worker exit type: SYSTEM_ERROR ... End of file. ... OOM killer",
+            "killed from outside",
+        ),
+        ("Worker exits unexpectedly. Worker exits with an exit code 4.", "left with exit code 4"),
+        ("Worker exits with an exit code 1. The process receives a SIGTERM.", "ended from outside, by SIGTERM"),
+        ("Task was killed due to the node running low on memory.", "memory of its node was used up"),
+        ("The actor is dead because its node has died. Node Id: 12", "its node is gone"),
+    ],
+)
+def test_a_lost_worker_is_told_in_a_few_words(text: str, cause: str) -> None:
+    told = cause_of_death(text)
+    assert cause in told and len(told) < 100
+
+
+def test_starting_ray_leaves_sigterm_to_whom_the_caller_gave_it() -> None:
+    def mine(number: int, frame: object) -> None:
+        raise AssertionError("never sent")
+
+    def rays(number: int, frame: object) -> None:
+        sys.exit(1)
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with _callers_sigterm():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is mine
+        with pytest.raises(KeyboardInterrupt), _callers_sigterm():
+            signal.signal(signal.SIGTERM, rays)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("Ray's handler hears what comes while it starts")
+        assert signal.getsignal(signal.SIGTERM) is mine
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with _callers_sigterm():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is rays, "where nobody set one, Ray's ends its processes with this one"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_cluster_without_room_is_told(ray_pool: RayPool) -> None:
@@ -125,6 +223,14 @@ def test_a_cluster_out_of_reach_is_told() -> None:
 def test_a_refused_connection_may_pass_and_a_missing_file_may_not() -> None:
     assert fault_of(ConnectionRefusedError(111, "refused")).kind == "infrastructure"
     assert fault_of(FileNotFoundError(2, "no such file")).kind == "candidate"
+
+
+def _kill(pid: int) -> str:
+    """Kill a process, and return how it was called."""
+    title = " ".join(psutil.Process(pid).cmdline())
+    os.kill(pid, signal.SIGKILL)
+    assert _is_gone(pid), "it was not killed, so nothing was tested"
+    return title
 
 
 def _read_pid(path: Path) -> int:

@@ -151,6 +151,8 @@ def test_a_lost_trial_says_how_it_was_lost() -> None:
     died = lost(JOB, {}, text, 0).fault
     assert died is not None and (died.kind, died.message) == ("infrastructure", "The actor died")
     full = lost(JOB, {}, text.replace("died", "was killed due to the node running low on memory"), 0).fault
+    gone = lost(JOB, {}, f"{text}ray.exceptions.ActorDiedError: Worker exits with an exit code 4.\n", 0).fault
+    assert gone is not None and gone.message == "the trial's process is gone: it left with exit code 4"
     hung = lost(JOB, {}, text, 3).fault
-    assert full is not None and full.kind == "memory"
+    assert full is not None and full.kind == "memory" and "the memory of its node was used up" in full.message
     assert hung is not None and (hung.kind, hung.message) == ("timeout", "not heard of within 60 s, 3 times")

@@ -193,6 +193,23 @@ def test_the_run_comes_to_its_front_and_report(story: Story) -> None:
     assert (story.run / "report.html").is_file() and (story.run / "optuna-journal.log").is_file()
 
 
+def test_sigterm_ends_a_driver_and_its_workers_as_ctrl_c_does(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with driving(tmp_path / "log", "search", str(make_config_file(tmp_path)), "--out", str(run)) as driver:
+        driver.wait_for(lambda: len(finished_rows(run)) >= 2)
+        started, recorded = driver.descendants(), finished_rows(run)
+        for _ in range(2):  # as those do who signal a process and its group
+            os.kill(driver.process.pid, signal.SIGTERM)
+            time.sleep(0.1)
+        assert driver.process.wait(PATIENCE_S) == 1
+    said = driver.log.read_text()
+    assert f"stopped; nothing recorded is lost. Go on by: paretopress resume {run}" in said
+    assert not any(sign in said for sign in ("Traceback", "SIGTERM", "SystemExit", "File ")), said
+    assert started and not psutil.wait_procs(started, timeout=15)[1], "its workers are gone with it"
+    assert [row for row in finished_rows(run) if row in recorded] == recorded and (run / "report.html").is_file()
+    assert not any(row.state == "failed" for row in rows(run))
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())

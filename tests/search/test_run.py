@@ -463,6 +463,31 @@ def test_where_every_candidate_fails_the_search_stops_and_says_why(
     assert not (tmp_path / "run" / "front.json").exists()
 
 
+def test_where_all_but_the_dense_network_fail_every_reason_is_told_the_most_frequent_first(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, failures = CandidateEvaluator.screen, iter(range(100))
+
+    def screen(self: CandidateEvaluator, policy: pp.Policy) -> dict[str, Any]:
+        if policy.layers:
+            raise CandidateError("layer 'conv2' cannot be exported" if next(failures) else "no room on this device")
+        return whole(self, policy)
+
+    monkeypatch.setattr(CandidateEvaluator, "screen", screen)
+    config = with_weights(weights, search__sampler="random", search__evaluations=6, search__batch=6)
+    with pytest.raises(SearchError, match="came out as the dense network") as stopped:
+        start(tmp_path / "run", config)
+    failed = [row for row in rows(tmp_path / "run", "screen") if row.state == "failed"]
+    assert 3 <= len(failed) < 6, "some fail, and the dense network is among the rest"
+    told = f"those that failed, {len(failed) - 1} with: CandidateError: layer 'conv2' cannot be exported;"
+    assert told in str(stopped.value) and "1 with: CandidateError: no room on this device. Mend that" in str(
+        stopped.value
+    )
+    assert "widen space" not in str(stopped.value)
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert f"{len(failed) - 1} with: CandidateError: layer &#39;conv2&#39; cannot be exported" in report
+
+
 def test_where_every_finalist_fails_the_search_stops_and_says_why(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
