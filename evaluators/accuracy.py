@@ -40,6 +40,26 @@ def file_error(onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_
     return error_pct(file_logits(onnx, data, split, threads, batch_size), split.labels)
 
 
+def file_mistakes(
+    onnx: bytes, data: DataSet, split: Pictures, threads: int, batch_size: int = ONNX_BATCH
+) -> np.ndarray:
+    """Return (N,) bool: the pictures of a split that an exported file gets wrong, in the runtime."""
+    return file_logits(onnx, data, split, threads, batch_size).argmax(1) != split.labels
+
+
+def count_mistakes(mistakes: np.ndarray, dense_mistakes: np.ndarray) -> dict[str, float]:
+    """Return what certainty needs of a candidate's and the dense network's mistakes (N,) bool on the same pictures.
+
+    The counts are of pictures: all, those that the candidate gets wrong, the dense network, the candidate alone.
+    """
+    return {
+        "validation_pictures": float(len(mistakes)),
+        "validation_wrong": float(mistakes.sum()),
+        "validation_dense_wrong": float(dense_mistakes.sum()),
+        "validation_newly_wrong": float((mistakes & ~dense_mistakes).sum()),
+    }
+
+
 def model_error(model: nn.Module, data: DataSet, split: Pictures) -> float:
     """Error in per cent of a network on a split as it is in the middle of its training; it is left in evaluation mode."""
     model.eval()

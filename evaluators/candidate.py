@@ -26,7 +26,7 @@ from ..policies.loading import NETWORK
 from ..policies.plan import Plan, make_plan
 from ..policies.policy import Policy, Scalar
 from ..policies.stored_layers import write_layer
-from .accuracy import ONNX_BATCH, bounds, error_interval, file_error
+from .accuracy import ONNX_BATCH, bounds, count_mistakes, error_interval, file_mistakes
 from .bank import Bank
 from .counts import counted
 from .data import DataSet, Pictures
@@ -82,6 +82,7 @@ class CandidateEvaluator:
         self._profiles: dict[str, Profile] = {}
         self._files: Mapping[str, bytes] = {}
         self._shaped: dict[tuple[tuple[str, Scalar], ...], CandidateEvaluator] = {}
+        self._base: CandidateEvaluator | None = None
 
     def with_halved_batches(self, times: int) -> CandidateEvaluator:
         """The same with smaller batches, for a candidate that ran out of memory."""
@@ -108,6 +109,7 @@ class CandidateEvaluator:
         if key not in self._shaped:
             shaped = CandidateEvaluator(self.bench.of_shape(shape), self._batch_size)
             shaped._probe = self._probe
+            shaped._base = self
             self._shaped = {key: shaped}
         return self._shaped[key]
 
@@ -122,8 +124,11 @@ class CandidateEvaluator:
         watch = Stopwatch()
         candidate = self.build(policy, watch, self._calibration[:RANGE_PICTURES])
         with watch("forward"):
-            error = self._error(candidate.onnx, self._screening)
-        metrics = self._measure(candidate, error, len(self._screening), watch)
+            mistakes = self._mistakes(candidate.onnx, self._screening)
+        metrics = self._measure(candidate, mistakes, watch)
+        if not self.bench.settings.recovery.epochs:
+            # No training follows, so that finalists are chosen by what is measured here.
+            metrics |= self._counted_mistakes(mistakes)
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
     def stitch(self, policy: Policy, hopeless_kl: float) -> dict[str, Any]:
@@ -177,8 +182,8 @@ class CandidateEvaluator:
         recipe = replace(settings.recovery, epochs=1)
         candidate = self._tuned(policy, seed, watch, recipe, replace(data, train=few), UNKEPT)
         with watch("forward"):
-            error = self._error(candidate.onnx, self._screening)
-        metrics = self._measure(candidate, error, len(self._screening), watch)
+            mistakes = self._mistakes(candidate.onnx, self._screening)
+        metrics = self._measure(candidate, mistakes, watch) | self._counted_mistakes(mistakes)
         return {"metrics": metrics, "seconds": watch.seconds, "artefacts": {}}
 
     def recover(self, policy: Policy, seed: int, checkpoints: Checkpoints = UNKEPT) -> dict[str, Any]:
@@ -191,19 +196,19 @@ class CandidateEvaluator:
         best = self.build(policy, watch)
         validation = self.bench.data.validation
         with watch("forward"):
-            error = self._error(best.onnx, validation)
+            mistakes = self._mistakes(best.onnx, validation)
         recipe, data, came = self.bench.settings.recovery, self.bench.data, {"recovered": 0.0}
         if recipe.epochs:
             try:
                 tuned = self._tuned(policy, seed, watch, recipe, data, checkpoints)
                 with watch("forward"):
-                    tuned_error = self._error(tuned.onnx, validation)
+                    tuned_mistakes = self._mistakes(tuned.onnx, validation)
             except CandidateError:
                 came["recovery_failed"] = 1.0
             else:
-                if tuned_error <= error:
-                    best, error, came["recovered"] = tuned, tuned_error, 1.0
-        metrics = self._measure(best, error, len(validation), watch) | came
+                if tuned_mistakes.sum() <= mistakes.sum():
+                    best, mistakes, came["recovered"] = tuned, tuned_mistakes, 1.0
+        metrics = self._measure(best, mistakes, watch) | self._counted_mistakes(mistakes) | came
         return {
             "metrics": metrics,
             "seconds": watch.seconds,
@@ -215,7 +220,7 @@ class CandidateEvaluator:
         candidate = self._package(compressed, watch)
         validation = self.bench.data.validation
         with watch("forward"):
-            error = self._error(candidate.onnx, validation)
+            error = 100 * float(np.mean(self._mistakes(candidate.onnx, validation)))
         interval = bounds("error_ci95", error_interval(error, len(validation)))
         sizes = {"stored_bytes": float(len(candidate.press)), "onnx_bytes": float(len(candidate.onnx))}
         return {
@@ -285,8 +290,9 @@ class CandidateEvaluator:
             brief[NETWORK] = settings.network
         return encode(numbered(tensors, compressed.model), brief, None, settings.coder, compact=True)
 
-    def _measure(self, candidate: Candidate, error: float, pictures: int, watch: Stopwatch) -> dict[str, Any]:
-        interval = bounds("error_ci95", error_interval(error, pictures))
+    def _measure(self, candidate: Candidate, mistakes: np.ndarray, watch: Stopwatch) -> dict[str, Any]:
+        error = 100 * float(np.mean(mistakes))
+        interval = bounds("error_ci95", error_interval(error, len(mistakes)))
         return {"error_pct": error, **interval, **self._cost(candidate, watch)}
 
     def _cost(self, candidate: Candidate, watch: Stopwatch, share: float = 1.0) -> dict[str, Any]:
@@ -313,8 +319,19 @@ class CandidateEvaluator:
             self._profiles[shape] = candidate.profiled(self._example)
         return replace(self._profiles[shape], params=nonzero_parameters(candidate.plain))
 
-    def _error(self, onnx: bytes, split: Pictures) -> float:
-        return file_error(onnx, self.bench.data, split, self.bench.threads, self._batch_size)
+    def _mistakes(self, onnx: bytes, split: Pictures) -> np.ndarray:
+        return file_mistakes(onnx, self.bench.data, split, self.bench.threads, self._batch_size)
+
+    def _counted_mistakes(self, mistakes: np.ndarray) -> dict[str, float]:
+        """Return a candidate's mistakes on the first validation pictures beside the dense network's on the same ones."""
+        return count_mistakes(mistakes, self._dense_mistakes[: len(mistakes)])
+
+    @cached_property
+    def _dense_mistakes(self) -> np.ndarray:
+        """(N,) bool of all validation pictures; the dense network is the same one whatever shape is tried."""
+        if self._base is not None:
+            return self._base._dense_mistakes
+        return self._mistakes(self.bench.reference, self.bench.data.validation)
 
     @cached_property
     def _rung(self) -> StitchedRung:

@@ -53,6 +53,7 @@ from .rundir import RunDirectory, discard_unused, find_run, open_run, write_envi
 from .session import Session
 from .splits import META as SPLITS
 from .splits import apply_choice, read_splits, recorded_choice
+from .standing import Standing
 from .summary import note_classes, note_layers, note_unknown, write_report
 
 IDENTITY = "identity"
@@ -418,7 +419,7 @@ class Front:
         return self.found.baseline
 
     def pick(self, choice: str = "knee") -> Candidate:
-        """A member by ``knee``, its id, or a condition such as ``stored_bytes<=50000``."""
+        """A member by ``knee``, its id, or a condition such as ``stored_bytes<=50000``; its ``standing`` tells of budgets."""
         return Candidate(self, self.found.pick(choice))
 
 
@@ -446,6 +447,16 @@ class Candidate:
     def metrics(self) -> Mapping[str, Any]:
         """What was measured."""
         return self.member.metrics
+
+    @property
+    def standing(self) -> Standing:
+        """Where it stands with the budgets: promised on validation pictures, kept or missed on the test split."""
+        return self.member.standing
+
+    def __str__(self) -> str:
+        """Return id, figures and standing in a line."""
+        figures = f"{self.metrics['error_pct']:.2f} % error, {self.metrics['stored_bytes']:,} B stored"
+        return f"{self.member.id}: {figures}; budgets: {self.standing.text if self.front.found.budgets else 'none'}"
 
     @property
     def controls(self) -> Mapping[str, Mapping[str, Any]]:

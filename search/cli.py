@@ -176,7 +176,10 @@ def export(
     metrics = dict(candidate.metrics)
     whole = f" ({text})" if (text := whole_test_text(metrics)) else ""
     line = f"{path}: {candidate.member.id}, {metrics['error_pct']:.2f} % error{whole}, {metrics['stored_bytes']:,} B stored"
-    _say({"path": str(path), "id": candidate.member.id, "metrics": metrics}, as_json, line)
+    if candidate.front.found.budgets:
+        line += f"; budgets: {candidate.standing.text}"
+    summary = {"path": str(path), "id": candidate.member.id, "metrics": metrics, **candidate.standing.as_dict()}
+    _say(summary, as_json, line)
 
 
 @app.command(
@@ -348,7 +351,8 @@ def _show_front(directory: Path, found: FrontData, as_json: bool) -> None:
         "run": str(directory),
         "front": len(found),
         "feasible": sum(member.feasible for member in found),
-        "knee": None if knee is None else {"id": knee.id, "metrics": dict(knee.metrics)},
+        "certain": sum(member.standing.is_certain for member in found),
+        "knee": None if knee is None else {"id": knee.id, "metrics": dict(knee.metrics), **knee.standing.as_dict()},
         "report": str(directory / "report.html"),
     }
     if as_json:

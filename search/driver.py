@@ -16,6 +16,7 @@ from ..evaluators.tune import Scheduler, TunePool
 from ..evaluators.worker import CandidateFactory
 from ..policies.files import write_bytes, write_text
 from .banking import Banking
+from .certainty import PairedErrors, excess, pictures_needed
 from .controls import Controls
 from .dispatch import Dispatcher, KeepArtefacts
 from .finals import Finals
@@ -39,6 +40,9 @@ def run_stages(session: Session) -> FrontData:
     size, latency = baseline["stored_bytes"] / 1000, baseline["latency_ms"]
     session.listener.say(f"dense: {baseline['error_pct']:.2f} % error, {size:.1f} kB stored, {latency:.3f} ms")
     session.tell_drift()
+    too_few = doubt_of_all(session)
+    if too_few is not None:
+        session.listener.say(too_few)
     finals, by_trials = Finals(session), session.config.pool.train == "tune"
     # Where trainings are trials, one pool is closed before the other opens: either reserves every core.
     if by_trials and session.config.space.learned.learnings():
@@ -64,6 +68,28 @@ def run_stages(session: Session) -> FrontData:
         found = Controls(session, opening).of(found)
         found.write(session.run.front)
     return found
+
+
+def doubt_of_all(session: Session) -> str | None:
+    """Return a sentence where too few validation pictures make any member certain, with the number that would do."""
+    budget, confidence = session.error_budget, session.config.search.confidence
+    if budget is None:
+        return None
+    pictures, dense_pct = len(session.prepared.data.validation), session.baseline["validation_error_pct"]
+    if excess(budget, PairedErrors.without_loss(pictures, dense_pct), confidence) <= 0:
+        return None
+    text, needed = session.config.budgets[budget.name], pictures_needed(budget, dense_pct, confidence)
+    if needed is None:
+        return (
+            f"budgets.error: {text}: a network that answers as the dense one does ({dense_pct:.2f} % error on validation"
+            f" pictures) is on no number of pictures {confidence:.0%} certain to keep it; expected a budget that allows a loss."
+            " Members that are not better are ordered by the upper bound of their error and marked as not certain"
+        )
+    return (
+        f"budgets.error: {text}: {pictures:,} validation pictures are too few for a network that loses nothing to be"
+        f" {confidence:.0%} certain to keep it; expected at least {needed:,} (data.validation). With fewer, members are ordered"
+        " by the upper bound of their error and marked as not certain"
+    )
 
 
 @contextmanager

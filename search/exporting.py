@@ -180,6 +180,7 @@ def report_card(run: RunDirectory, found: FrontData, member: Member, files: dict
         "baseline": dict(found.baseline),
         "budgets": dict(found.budgets),
         "feasible": member.feasible,
+        **member.standing.as_dict(),
         "stored_parts_bytes": breakdown(files["model.press"]),
         "sha256": {name: sha256(content) for name, content in files.items()},
         "splits": _read_run(run, read_splits),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from ..evaluators.holdout import whole_test
 from ..evaluators.latency import LatencyProbe
 from ..policies.errors import ParetopressError
 from ..policies.policy import Policy
+from .certainty import PairedErrors
 from .dispatch import Dispatcher
 from .front import FrontData, Member, scaled_values, violations
 from .intervals import with_intervals
 from .ledger import Evaluation
-from .pareto import front as front_of
+from .pareto import certain_front
 from .promotion import promote
 from .session import DENSE, Session, came_out_dense, nothing_left, total
 
@@ -68,8 +69,8 @@ class Finals:
 
     def _best(self, rows: Sequence[Evaluation], count: int) -> list[Policy]:
         """By constrained rank, and crowding inside bins of latency."""
-        values = scaled_values([row.values for row in rows], self.session.objectives)
-        missed = np.array([total(self.session.screen_violations(row.values)) for row in rows])
+        values = scaled_values([self.session.finalist_values(row.values) for row in rows], self.session.objectives)
+        missed = np.array([total(self.session.finalist_violations(row.values)) for row in rows])
         latency = next((i for i, name in enumerate(self.session.objectives) if name.startswith("latency")), None)
         chosen = promote(values, missed, count, latency)
         return [Policy.from_text(rows[i].policy_json) for i in chosen]
@@ -82,6 +83,8 @@ class Finals:
             row = self.session.ledger.register(key, policy.to_json(), "finalist", {})
             if row.state == "done" and not self.session.run.holds(policy.id, row.artefacts):
                 self.session.ledger.reopen(key, "its files are missing or damaged")
+            elif row.state == "done" and PairedErrors.from_values(row.values) is None:
+                self.session.ledger.reopen(key, "its mistakes were not counted beside the dense network's")
             wanted.append((key, {"seed": key.seed}))
         done = iter(range(1, len(wanted) + 1))
 
@@ -142,7 +145,7 @@ class Finals:
         }
 
     def front(self, finalists: Sequence[Policy]) -> FrontData:
-        """The finalists that no other dominates."""
+        """The finalists that no other dominates which is at least as certain to keep the budgets."""
         measured = [(policy, found) for policy in finalists if (found := self._measured(policy)) is not None]
         if not measured:
             failed = [row for rung in ("recover", "test") for row in self.session.rows(rung) if row.state == "failed"]
@@ -151,13 +154,22 @@ class Finals:
         validation = [metrics | {"error_pct": metrics["validation_error_pct"]} for _, metrics in measured]
         values = scaled_values(validation, self.session.objectives)
         missed = np.array([total(violations(metrics, self.session.validation_limits)) for metrics in validation])
+        excesses = np.array([self.session.bound_excess(metrics) for metrics in validation])
         members = []
-        for index in front_of(values, missed):
+        for index in certain_front(values, missed, excesses):
             policy, metrics = measured[index]
-            misses = violations(metrics, self.session.test_limits)
-            members.append(Member(policy.id, policy, not misses, metrics, misses))
+            members.append(self._member(policy, metrics, validation[index], float(excesses[index])))
         budgets = {limit.metric: limit.bound for limit in self.session.test_limits}
         return FrontData(with_intervals(self.session.baseline), budgets, self.session.objectives, tuple(members))
+
+    def _member(
+        self, policy: Policy, metrics: Mapping[str, Any], validation: Mapping[str, Any], bound_excess: float
+    ) -> Member:
+        misses = violations(metrics, self.session.test_limits)
+        early = violations(validation, self.session.validation_limits)
+        return Member(
+            policy.id, policy, not misses, metrics, misses, validation_misses=early, bound_excess=bound_excess
+        )
 
     def _measured(self, policy: Policy) -> dict[str, Any] | None:
         recovered = self.session.ledger.get(self.session.key(policy, "recover"))

@@ -19,6 +19,7 @@ from ..policies.policy import Policy
 from .budgets import Limit
 from .pareto import knee
 from .rundir import read_json
+from .standing import Standing
 
 LOGARITHMIC = tuple(name for name in METRICS if name != "error_pct")
 SHOWN = ("error_pct", "stored_bytes", "onnx_bytes", "latency_ratio")
@@ -52,6 +53,8 @@ class Member:
         Where it was measured.
     controls
         Control -> its figures (``error_pct`` on the test split), or ``failed`` with the reason.
+    validation_misses, bound_excess
+        What was known before the test split was read, see ``Standing``.
     """
 
     id: str
@@ -61,6 +64,13 @@ class Member:
     misses: Mapping[str, float] = field(default_factory=dict)
     rung: str = "final"
     controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    validation_misses: Mapping[str, float] = field(default_factory=dict)
+    bound_excess: float = 0.0
+
+    @property
+    def standing(self) -> Standing:
+        """Return where it stands with its budgets."""
+        return Standing(self.misses, self.validation_misses, self.bound_excess)
 
     def as_dict(self) -> dict[str, Any]:
         controls = {"controls": {name: dict(figures) for name, figures in self.controls.items()}}
@@ -69,7 +79,7 @@ class Member:
             "policy": self.policy.as_dict(),
             "feasible": self.feasible,
             "rung": self.rung,
-            "misses": dict(self.misses),
+            **self.standing.as_dict(),
             "metrics": dict(self.metrics),
             **(controls if self.controls else {}),
         }
@@ -88,7 +98,7 @@ class FrontData:
     objectives
         Metrics that were minimised.
     members
-        Ordered by error.
+        Ordered by error; where none of them is certain, by the upper bound of their error.
     """
 
     baseline: Mapping[str, Any]
@@ -104,10 +114,14 @@ class FrontData:
 
     @property
     def knee(self) -> Member | None:
-        """The best compromise: nearest to the ideal point on scaled (sizes and times: logarithmic) objectives."""
-        candidates = [m for m in self.members if m.feasible] or list(self.members)
-        if not candidates:
+        """The best compromise: nearest to the ideal point on scaled (sizes and times: logarithmic) objectives.
+
+        It is one of the members that keep every budget for certain; of those that keep them, where there is none; of all.
+        """
+        if not self.members:
             return None
+        first = min(_readiness(member) for member in self.members)
+        candidates = [member for member in self.members if _readiness(member) == first]
         return candidates[knee(scaled_values([m.metrics for m in candidates], self.objectives))]
 
     def pick(self, choice: str) -> Member:
@@ -138,7 +152,7 @@ class FrontData:
             values = sorted(m.metrics[metric] for m in self.members)
             raise InputError(f"no member has {choice}; the front reaches from {values[0]:g} to {values[-1]:g}")
         order = ("stored_bytes", "error_pct") if metric == "error_pct" else ("error_pct", "stored_bytes")
-        return min(fitting, key=lambda m: (not m.feasible, *(m.metrics[name] for name in order)))
+        return min(fitting, key=lambda m: (_readiness(m), *(m.metrics[name] for name in order)))
 
     def _by_id(self, choice: str) -> Member:
         found = [m for m in self.members if m.id.startswith(choice)]
@@ -205,6 +219,11 @@ def violations(metrics: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str,
     return {limit.metric: v for limit in limits if (v := limit.violation(metrics)) > 0}
 
 
+def _readiness(member: Member) -> tuple[bool, bool]:
+    """Return what sorts members that keep every budget for certain first, then those that keep them, then the others."""
+    return (not member.feasible, not member.standing.is_certain)
+
+
 def _section(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{what}: expected names with values, got a {type(value).__name__}")
@@ -223,7 +242,17 @@ def _measured(value: Any, what: str, more: Sequence[str] = ()) -> Mapping[str, A
 def _member(entry: Mapping[str, Any]) -> Member:
     policy, controls = Policy.from_dict(entry["policy"]), entry.get("controls", {})
     metrics, misses = _section(entry["metrics"], "metrics"), _section(entry["misses"], "misses")
-    return Member(str(entry["id"]), policy, bool(entry["feasible"]), metrics, misses, entry["rung"], controls)
+    return Member(
+        str(entry["id"]),
+        policy,
+        bool(entry["feasible"]),
+        metrics,
+        misses,
+        entry["rung"],
+        controls,
+        _section(entry["validation_misses"], "validation_misses"),
+        float(entry["bound_excess"]),
+    )
 
 
 def _number(text: str) -> float:

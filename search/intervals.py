@@ -14,6 +14,10 @@ _WHOLE = (
     "unknown_operations",
     "whole_test_pictures",
     "whole_test_compared_pictures",
+    "validation_pictures",
+    "validation_wrong",
+    "validation_dense_wrong",
+    "validation_newly_wrong",
 )
 
 

@@ -51,6 +51,35 @@ def front(values: np.ndarray, violations: np.ndarray) -> np.ndarray:
     return np.array(kept, int)
 
 
+def certain_front(values: np.ndarray, violations: np.ndarray, excesses: np.ndarray) -> np.ndarray:
+    """Return the indices of the points that none dominates which is at least as certain to keep the limits.
+
+    A point is certain where it keeps the limits and its upper bounds do. It may be dominated by one that is not, and stands
+    beside it; where no point keeps the limits, these are the points nearest to them.
+
+    Parameters
+    ----------
+    values
+        (n, m) estimates.
+    violations
+        (n,) of the limits by the estimates; 0 or less where they are kept.
+    excesses
+        (n,) by how much the upper bounds pass the limits; 0 or less where they keep them.
+
+    Returns
+    -------
+    np.ndarray
+        Ordered by the first objective; where no point is certain, by the excess of its bounds.
+    """
+    is_certain = (violations <= 0) & (excesses <= 0)
+    of_all = front(values, violations)
+    if not is_certain.any():
+        return of_all[np.argsort(excesses[of_all], kind="stable")]
+    certain = np.flatnonzero(is_certain)
+    members = np.union1d(of_all, certain[front(values[certain], violations[certain])])
+    return members[np.lexsort(values[members].T[::-1])]
+
+
 def crowding(values: np.ndarray) -> np.ndarray:
     """(n,) crowding distance (Deb 2002, section III-B), objectives scaled by their range; ends are infinite."""
     n, m = values.shape

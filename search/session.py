@@ -13,7 +13,8 @@ import numpy as np
 from ..policies.errors import SearchError
 from ..policies.policy import Policy
 from ..policies.version import VERSION
-from .budgets import Limit
+from .budgets import Budget, Limit
+from .certainty import PairedErrors, error_bound_pct, excess
 from .config import Config
 from .front import scaled_values
 from .ledger import Evaluation, EvaluationKey, Ledger
@@ -92,6 +93,18 @@ class Session:
         return tuple(budget.resolve(self.baseline) for budget in self.config.limits())
 
     @cached_property
+    def error_budget(self) -> Budget | None:
+        """The budget on the error, ``None`` where there is none."""
+        return next((budget for budget in self.config.limits() if budget.name == "error"), None)
+
+    def bound_excess(self, values: Mapping[str, float]) -> float:
+        """How far the upper bound of an evaluation's error lies above its budget, as a share of it; 0 where there is none."""
+        counts = PairedErrors.from_values(values)
+        if self.error_budget is None or counts is None:
+            return 0.0
+        return excess(self.error_budget, counts, self.config.search.confidence)
+
+    @cached_property
     def objectives(self) -> tuple[str, ...]:
         """Names of the metrics that are minimised."""
         return tuple(dict.fromkeys(OBJECTIVES[name] for name in self.config.search.objectives))
@@ -105,6 +118,27 @@ class Session:
             allowed = self.baseline["validation_error_pct"] + self.config.search.screen_error
             out["screen_error"] = (values["error_pct"] - allowed) / 100
         return out
+
+    def finalist_violations(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The same for the choice of finalists: the error is judged by its upper bound, where what it takes was counted."""
+        out, counts = self.screen_violations(values), PairedErrors.from_values(values)
+        if counts is None:
+            return out
+        if "screen_error" in out:
+            allowed = counts.dense_error_pct + self.config.search.screen_error
+            out["screen_error"] = (self._surest_error(counts) - allowed) / 100
+        elif self.error_budget is not None:
+            out["error_pct"] = self.bound_excess(values)
+        return out
+
+    def finalist_values(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The figures by which finalists are chosen: the error is its upper bound, where what it takes was counted."""
+        counts = PairedErrors.from_values(values)
+        return {**values, **({} if counts is None else {"error_pct": self._surest_error(counts)})}
+
+    def _surest_error(self, counts: PairedErrors) -> float:
+        """The upper bound of the error in per cent beside the dense network's on the same pictures."""
+        return error_bound_pct(Budget("error", "plus", 0.0), counts, self.config.search.confidence)
 
     def rows(self, fidelity: str) -> list[Evaluation]:
         """Evaluations of a rung on this network and data, by this version."""

@@ -79,16 +79,11 @@ def front_table(found: FrontData) -> Table:
     base, knee = found.baseline, found.knee
     table.add_row("", "dense", *_figures(base, base), "")
     for member in found:
-        kept = (
-            "kept"
-            if member.feasible
-            else "misses " + ", ".join(f"{m} by {100 * v:.0f} %" for m, v in member.misses.items())
-        )
         table.add_row(
             "knee" if member == knee else "",
             member.id,
             *_figures(member.metrics, base),
-            kept if found.budgets else "none",
+            member.standing.text if found.budgets else "none",
         )
     return table
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
+from ..standing import Standing
+
 Record = Mapping[str, Any]
 
 MEASURED = ("screen", "tune", "recover", "test")
@@ -129,6 +131,11 @@ def misses(data: ReportData, entry: Record) -> dict[str, float]:
         if miss > 0:
             found[limit["metric"]] = miss
     return found
+
+
+def standing_of(data: ReportData, entry: Record) -> Standing:
+    """Return where an entry of the front stands with its budgets."""
+    return Standing(misses(data, entry), entry.get("validation_misses") or {}, entry.get("bound_excess") or 0.0)
 
 
 def chosen(data: ReportData) -> Record | None:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...evaluators.base import METRICS
-from .data import Record, ReportData, done, error_of, interval, keeps, misses, number, origins
+from ..standing import KEPT
+from .data import Record, ReportData, done, error_of, interval, keeps, misses, number, origins, standing_of
 from .progress import cost_limits, hypervolume_curves
 from .text import NOT_MEASURED, metric_title, share_text, times_text, value_text, whole_test_text
 
@@ -133,14 +134,25 @@ def _most_often(data: ReportData) -> str:
     return "".join(f", {count} with: {reason[:LONGEST_REASON]}" for reason, count in reasons.most_common(1))
 
 
+def standing_text(data: ReportData, entry: Record) -> str:
+    """Return where an entry of the front stands with its budgets, in a clause."""
+    if not data.limits:
+        return KEPT
+    return standing_of(data, entry).describe(lambda metric: metric_title(metric, data.quality))
+
+
 def _sentence(parts: list[str]) -> str:
     return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
 
 
 def banner(data: ReportData) -> str:
-    """Said where no policy keeps the budgets: the nearest one, and by how much it misses. Empty otherwise."""
-    if not data.limits or any(entry["feasible"] for entry in data.front):
+    """Said where no policy keeps the budgets: the nearest one, and by how much it misses; and where none is certain to."""
+    if not data.limits:
         return ""
+    if any(entry["feasible"] for entry in data.front):
+        if any(standing_of(data, entry).is_certain for entry in data.front):
+            return ""
+        return "No policy is certain to keep every budget on other pictures; those that keep them here are marked."
     if not data.front:
         return "No policy reached the final test, so none is known to keep the budgets."
     nearest = min(data.front, key=lambda entry: max(misses(data, entry).values(), default=math.inf))
@@ -190,7 +202,8 @@ def table_rows(data: ReportData) -> list[dict[str, object]]:
         {
             "id": entry["id"],
             "knee": bool(entry.get("knee")),
-            "feasible": bool(entry["feasible"]),
+            "standing": standing_of(data, entry).label if data.limits else KEPT,
+            "standing_text": standing_text(data, entry),
             "origin": came.get(str(entry["id"]), "unknown"),
             "cells": [cell(data, entry["metrics"], metric) for metric in columns(data)],
             "commands": commands(data.directory, str(entry["id"])),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .data import Record, ReportData, error_of, interval, number, of_files
+from ..standing import KEPT
+from .data import Record, ReportData, error_of, interval, number, of_files, standing_of
 from .text import RUNGS, metric_title, policy_lines, times_text, value_text
 
 FINAL_LINES, HISTORY_LINES = 14, 4
@@ -16,7 +17,8 @@ def hover_texts(data: ReportData) -> dict[str, str]:
     names = [str(layer["name"]) for layer in data.layers]
     texts = {"dense": ["dense network", *_figures(data, data.baseline, number(data.baseline, "error_pct"))]}
     for entry in data.front:
-        role = " · knee" if entry.get("knee") else "" if entry["feasible"] else " · misses a budget"
+        role = " · knee" if entry.get("knee") else ""
+        role += f" · {label}" if (label := standing_of(data, entry).label) != KEPT else ""
         lines = _figures(data, entry["metrics"], number(entry["metrics"], "error_pct"))
         policy = policy_lines(entry["policy"], names, FINAL_LINES)
         texts[f"f:{entry['id']}"] = [f"{entry['id']}{role}", RUNGS["test"], *lines, "", *policy]

@@ -38,6 +38,11 @@ class SearchConfig(Section):
         description="share by which recovery is expected to lengthen stored files (weights spread over their codes, mostly by"
         " 0.01 to 0.04): candidates are held to a budget of stored bytes that leaves room for it",
     )
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        0.9,
+        description="how sure a budget on the error is to be kept on other pictures: finalists are held to it by the upper bound"
+        " of their error at this level, and members of the front that keep it by the estimate alone are marked as not certain",
+    )
     finalists: Count = Field(8, description="candidates that are recovered, exported and tested")
 
     @field_validator("objectives")

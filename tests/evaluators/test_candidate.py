@@ -149,6 +149,29 @@ def test_recovered_sizes_and_errors_are_those_of_the_written_files(bench, tmp_pa
     assert metrics["error_pct"] == file_error(onnx, bench.data, bench.data.validation, 1)
 
 
+def test_mistakes_are_counted_beside_those_of_the_dense_network_on_the_same_pictures(bench):
+    validation = bench.data.validation
+    dense_wrong = file_logits(bench.reference, bench.data, validation, 1).argmax(1) != validation.labels
+    result = CandidateEvaluator(bench).recover(POLICIES["pruned"], seed=1)
+    wrong = file_logits(result["artefacts"]["model.onnx"], bench.data, validation, 1).argmax(1) != validation.labels
+    counts = {name: value for name, value in result["metrics"].items() if name.startswith("validation_")}
+    assert counts == {
+        "validation_pictures": len(validation),
+        "validation_wrong": wrong.sum(),
+        "validation_dense_wrong": dense_wrong.sum(),
+        "validation_newly_wrong": (wrong & ~dense_wrong).sum(),
+    }
+    assert result["metrics"]["error_pct"] == 100 * counts["validation_wrong"] / counts["validation_pictures"]
+    same = with_recipe(bench, epochs=0).recover(Policy(), seed=1)["metrics"]
+    assert same["validation_newly_wrong"] == 0 and same["validation_wrong"] == same["validation_dense_wrong"]
+
+
+def test_a_screening_counts_mistakes_only_where_finalists_are_chosen_by_it(bench):
+    assert "validation_wrong" not in CandidateEvaluator(bench).screen(Policy())["metrics"]
+    metrics = with_recipe(bench, epochs=0).screen(Policy())["metrics"]
+    assert metrics["validation_pictures"] == 100 and metrics["validation_newly_wrong"] == 0
+
+
 def test_the_stored_form_is_the_network_of_the_exported_one(bench):
     files = CandidateEvaluator(bench).recover(POLICIES["pruned"], seed=1)["artefacts"]
     press = decode(files["model.press"])

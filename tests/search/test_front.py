@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,31 @@ def test_what_is_written_is_read_back(found: FrontData, tmp_path: Path) -> None:
         "feasible": True,
         "rung": "final",
         "misses": {},
+        "validation_misses": {},
+        "bound_excess": 0.0,
+        "certain": True,
+        "standing": "kept",
         "metrics": MILD.metrics,
     }
+
+
+def test_a_member_that_is_certain_goes_before_one_that_is_not() -> None:
+    doubtful = replace(MIDDLE, bound_excess=0.1)
+    found = FrontData(BASELINE, {"error_pct": 3.0}, OBJECTIVES, (MILD, doubtful, HARSH))
+    assert found.knee in (MILD, HARSH)
+    assert found.pick("error_pct<=1.3") == MILD, "the smaller one is not certain"
+    assert found.pick("stored_bytes<=60000") == HARSH
+    assert found.pick(doubtful.id) == doubtful
+    alone = FrontData(BASELINE, {"error_pct": 3.0}, OBJECTIVES, (doubtful, HARSHEST))
+    assert alone.knee == doubtful
+
+
+def test_what_was_known_before_the_test_split_was_read_is_written_and_read_back(tmp_path: Path) -> None:
+    doubtful = replace(MIDDLE, bound_excess=0.1, validation_misses={"error_pct": 0.2})
+    FrontData(BASELINE, {}, OBJECTIVES, (MILD, doubtful)).write(tmp_path / "front.json")
+    content = json.loads((tmp_path / "front.json").read_text())
+    assert [entry["certain"] for entry in content["front"]] == [True, False]
+    assert FrontData.read(tmp_path / "front.json").members == (MILD, doubtful)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"front": [{}]}', '{"baseline": {}, "budgets": {}, "front": [3]}'])
@@ -150,6 +174,7 @@ def test_a_damaged_front_is_refused(text: str, tmp_path: Path) -> None:
         (lambda content: content["baseline"].pop("stored_bytes"), "baseline: expected a number as stored_bytes"),
         (lambda content: content.update(objectives=["macs"]), "expected a number as macs, got None"),
         (lambda content: content.pop("budgets"), "'budgets' is missing"),
+        (lambda content: content["front"][0].pop("bound_excess"), "'bound_excess' is missing; resume the run"),
     ],
 )
 def test_a_front_that_was_changed_says_what_is_wrong_in_it(

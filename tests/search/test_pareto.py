@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paretopress.search.pareto import crowding, dominates, front, hypervolume, knee, ranks, select
+from paretopress.search.pareto import certain_front, crowding, dominates, front, hypervolume, knee, ranks, select
 
 SIDE = 5
 
@@ -132,3 +132,28 @@ def test_hypervolume_agrees_with_random_sampling_on_points_off_the_grid() -> Non
 
 def test_points_at_or_beyond_the_reference_have_no_volume() -> None:
     assert hypervolume(np.array([[1.0, 0.0], [2.0, 2.0]]), np.array([1.0, 1.0])) == 0.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(populations(), st.data())
+def test_a_front_leaves_out_only_what_is_dominated_by_one_that_is_as_certain(
+    population: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    values, violations = population
+    n = len(values)
+    excesses = np.array(data.draw(st.lists(st.sampled_from([-0.5, 0.0, 0.2, 0.7]), min_size=n, max_size=n)))
+    is_certain = (violations <= 0) & (excesses <= 0)
+    members = certain_front(values, violations, excesses).tolist()
+    assert members and len(set(members)) == len(members)
+    above = dominates(values, violations)
+    for i in range(n):
+        surer = [j for j in range(n) if above[j, i] and (is_certain[j] or not is_certain[i])]
+        assert (i in members) == (not surer)
+
+
+def test_where_no_point_is_certain_the_surest_stands_first() -> None:
+    values = np.array([[1.0, 9.0], [2.0, 5.0], [3.0, 1.0]])
+    assert certain_front(values, np.zeros(3), np.array([0.5, 0.1, 0.3])).tolist() == [1, 2, 0]
+    assert certain_front(values, np.array([0.2, 0.2, 0.4]), np.array([0.5, 0.3, 0.9])).tolist() == [1, 0]
+    # One that is certain is enough for the order by error, and stays beside a better one that is not.
+    assert certain_front(np.array([[2.0, 2.0], [1.0, 1.0]]), np.zeros(2), np.array([-0.1, 0.1])).tolist() == [1, 0]
