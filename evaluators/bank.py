@@ -28,13 +28,14 @@ from ..policies.coding.tensors import StoredTensor
 from ..policies.copying import with_modules
 from ..policies.errors import CandidateError, FormatError, PolicyError
 from ..policies.graph import ModelGraph
+from ..policies.own_network import into_evaluation
 from ..policies.plan import Plan
 from ..policies.state import tensors_of, to_dense
 from ..policies.stored_layers import layer_tensors, set_tensors
 from ..policies.techniques import Calibration, Phase, Technique, spelled_out
 from ..policies.techniques.base import Outlined, Resumable, outline
 from .cutting import Cuts, Cutter
-from .observe import Observations, as_channels
+from .observe import Observations, outputs_of
 from .variants import Key, Recent, Stitch, Variant
 
 KEPT_VARIANT_BYTES = 1_000_000_000
@@ -151,7 +152,7 @@ class Bank:
         modules = {**stitch.modules, **{name: variant.module for name, variant in stitch.variants.items()}}
         model = with_modules(self._model, modules)
         settle_and_quantize(plan, model, calibration)
-        return CompressedModel(model.eval(), plan)
+        return CompressedModel(into_evaluation(model), plan)
 
     def variant(self, name: str, cuts: Cuts, techniques: tuple[Technique, ...]) -> Variant:
         """A layer with its groups' channels cut and its own techniques carried out.
@@ -180,8 +181,7 @@ class Bank:
         module, seen = self._from_file(digest, name, cuts, techniques) or self._made(name, cuts, techniques)
         plain = forms.plain(module)
         kept = [i for i in range(self._cutter.channels(name)) if i not in out]
-        with torch.no_grad():
-            new, old = as_channels(dense, plain(seen.inputs)), self._seen.outputs(name)[kept]
+        new, old = outputs_of(plain, seen, dense), self._seen.outputs(name)[kept]
         error, energy = (new - old).square().mean(1), old.square().mean(1)
         norm = self._norms.get(name)
         return Variant(
@@ -239,7 +239,8 @@ class Bank:
         stage = self._stages.get(key)
         if stage is None:
             stage = self._stage(*key)
-            own = 0 if stage[1].inputs is self._seen.inputs(name) else stage[1].inputs.nbytes
+            shared = stage[1].inputs is self._seen.calibrations[name].inputs
+            own = 0 if shared else sum(call.inputs.nbytes for call in stage[1].calls)
             self._stages.put(key, stage, _held_bytes(stage[0]) + own)
         module, seen = stage
         asked = self._asked(name, cuts, techniques[-1], seen)
@@ -249,11 +250,7 @@ class Bank:
         """What the technique asks for; gradients are of the channels that are left, with the inputs of the same passes."""
         if not technique.needs_gradients:
             return seen if technique.needs_calibration else None
-        whole = self._seen.with_gradients(name)
-        assert whole.gradients is not None
-        return Calibration(
-            self._cutter.inputs(name, cuts, whole.inputs), self._cutter.gradients(name, cuts, whole.gradients)
-        )
+        return self._cutter.seen(name, cuts, self._seen.with_gradients(name))
 
     def _norm(self, name: str, cuts: Cuts, old: Tensor, new: Tensor) -> nn.Module:
         """The batch norm, its statistics moved by as much as its input's mean and variance have."""

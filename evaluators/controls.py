@@ -20,6 +20,7 @@ from ..policies.dead import drop_some
 from ..policies.errors import CandidateError
 from ..policies.graph import input_energies
 from ..policies.importance import Importance
+from ..policies.own_network import into_evaluation, settle_calls
 from ..policies.plan import Plan, make_plan
 from ..policies.policy import Policy
 from ..policies.state import load_tensors, tensors_of
@@ -154,7 +155,7 @@ class ControlEvaluator:
             if epochs:
                 self._train(model, recipe, seed)
             self._follow_on(plan, model, seed, epochs)
-        result = self.evaluator.validated(CompressedModel(model.eval(), plan), watch)
+        result = self.evaluator.validated(CompressedModel(into_evaluation(model), plan), watch)
         zeros = {"masked_weights": float(sum(int((~mask).sum()) for mask in masks.values()))}
         result["metrics"] |= {"epochs": float(epochs), **zeros}
         result["artefacts"] = {name.replace("model", control): file for name, file in result["artefacts"].items()}
@@ -166,7 +167,7 @@ class ControlEvaluator:
         """The network as its training begins, and the masks that its layers carry."""
         bench = self.evaluator.bench
         if control not in FROM_INITIAL:
-            network = self.untrained.drawn(seed, bench.model, plan.policy.shape)
+            network = self._settled(self.untrained.drawn(seed, bench.model, plan.policy.shape))
             model = self._structured(_any_channels(plan), network, None)
             if not plan.collapsed:
                 _keep_variance(model, network)
@@ -174,7 +175,7 @@ class ControlEvaluator:
             masks = _masks(plan, model, tensors)
             hold(model, ticket("random", Origins(random=_state(model)), masks), masks)
             return model, masks
-        model = self._structured(plan, self.untrained.initial(), self._importance())
+        model = self._structured(plan, self._settled(self.untrained.initial()), self._importance())
         masks = _masks(plan, model, tensors)
         start: Start = "initial" if control == "rewind" else "signs" if control == "signs" else "supermask"
         origins = Origins(initial=_state(model), final=_decoded(masks, tensors))
@@ -182,6 +183,11 @@ class ControlEvaluator:
             start, origins = "early", replace(origins, early=self._early_state(plan))
         hold(model, ticket(start, origins, masks), masks)
         return model, masks
+
+    def _settled(self, network: nn.Module) -> nn.Module:
+        """A network that was built anew, its calls made as safe as the dense network's."""
+        settle_calls(network, self._calibration[:2])
+        return network
 
     def _early_state(self, plan: Plan) -> dict[str, Tensor]:
         network = self.untrained.initial()
@@ -207,7 +213,7 @@ class ControlEvaluator:
     def _follow_on(self, plan: Plan, model: nn.Module, seed: int, epochs: int) -> None:
         """What comes after pruning, in place."""
         if not epochs:
-            reestimate_statistics(model.eval(), self._calibration)
+            reestimate_statistics(into_evaluation(model), self._calibration)
         if any(t.phase >= Phase.QUANTIZE for layer in plan.layers for t in layer.techniques):
             quantize_layers(plan, model, self._calibration)
             if epochs:

@@ -86,16 +86,22 @@ class Cutter:
         module = self.module(name, cuts)
         if into := self.lost(name, "in", cuts):
             self._cut_inputs(name, module, into, cuts)
-        return module, Calibration(self.inputs(name, cuts, self._seen.inputs(name)))
+        return module, self.seen(name, cuts, self._seen.calibrations[name])
 
-    def inputs(self, name: str, cuts: Cuts, inputs: Tensor) -> Tensor:
-        """Inputs of the layer without the channels that its groups lose."""
+    def seen(self, name: str, cuts: Cuts, whole: Calibration) -> Calibration:
+        """What the layer saw, without the channels that its groups lose."""
+        inputs = [self._inputs(name, cuts, call.inputs) for call in whole.calls]
+        gradients = [call.gradients for call in whole.calls if call.gradients is not None]
+        return Calibration.from_calls(inputs, [self._gradients(name, cuts, gradient) for gradient in gradients])
+
+    def _inputs(self, name: str, cuts: Cuts, inputs: Tensor) -> Tensor:
+        """Inputs of a call of the layer without the channels that its groups lose."""
         dense = self._modules[name]
         out, into = self.lost(name, "out", cuts), self.lost(name, "in", cuts)
         depthwise = isinstance(dense, nn.Conv2d) and dense.groups > 1
         return _without(inputs, out if depthwise else into, dense) if into or (depthwise and out) else inputs
 
-    def gradients(self, name: str, cuts: Cuts, gradients: Tensor) -> Tensor:
+    def _gradients(self, name: str, cuts: Cuts, gradients: Tensor) -> Tensor:
         """Gradients of a layer's output without the channels that its groups lose."""
         out = self.lost(name, "out", cuts)
         return _without(gradients, out, self._modules[name]) if out else gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from ..policies.graph import ModelGraph
 from ..policies.recording import record_gradients
-from ..policies.second_order import layer_hessian
+from ..policies.second_order import hessian_of_calls
 from ..policies.techniques import Calibration
 
 OBSERVED_BYTES = 256_000_000
@@ -30,8 +31,8 @@ class Observations:
     ----------
     model
         The dense network, in evaluation mode.
-    inputs_by_layer
-        Layer -> its inputs (P, ...).
+    calibrations
+        Layer -> its inputs (P, ...), each call of a forward pass by itself.
     squared_gradients
         Layer -> (out,): half the mean squared gradient of the loss with respect to an output channel, times the
         channel's positions. The loss is the cross-entropy with labels drawn from the network's own prediction, so that
@@ -42,7 +43,7 @@ class Observations:
     """
 
     model: nn.Module
-    inputs_by_layer: Mapping[str, Tensor]
+    calibrations: Mapping[str, Calibration]
     squared_gradients: Mapping[str, Tensor]
     pictures: Tensor
     _outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -60,10 +61,11 @@ class Observations:
         seed
             Of the labels that the gradients are taken for.
         """
-        floats = sum(_count(info.input_shape) + _count(info.output_shape) for info in graph.layers.values())
+        layers = graph.layers.values()
+        floats = sum(info.calls * (_count(info.input_shape) + _count(info.output_shape)) for info in layers)
         fitting = max(LEAST_PICTURES, OBSERVED_BYTES // (4 * floats))
         pictures = pictures[: min(MOST_PICTURES, fitting)]
-        inputs: dict[str, list[Tensor]] = {name: [] for name in graph.layers}
+        inputs: dict[str, list[list[Tensor]]] = {name: [] for name in graph.layers}
         gradients = {name: torch.zeros(info.weight_shape[0]) for name, info in graph.layers.items()}
         generator = torch.Generator().manual_seed(seed)
         for batch in pictures.split(_BATCH):
@@ -74,7 +76,11 @@ class Observations:
                 labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
                 # Only what leads to the pictures: the gradients of parameters are not asked for.
                 functional.cross_entropy(logits, labels, reduction="sum").backward(inputs=[source])
-        joined = {name: torch.cat(parts) for name, parts in inputs.items() if parts}
+        joined = {
+            name: Calibration.from_calls([torch.cat(parts) for parts in calls])
+            for name, calls in inputs.items()
+            if calls
+        }
         squared = {name: total / (2 * len(pictures)) for name, total in gradients.items()}
         return cls(model, joined, squared, pictures)
 
@@ -83,22 +89,21 @@ class Observations:
         self._outputs.clear()
         self._with_gradients.clear()
 
-    def inputs(self, layer: str) -> Tensor:
-        """(P, ...)."""
-        return self.inputs_by_layer[layer]
+    def inputs(self, layer: str) -> list[Tensor]:
+        """(P, ...) of each call."""
+        return [call.inputs for call in self.calibrations[layer].calls]
 
     def outputs(self, layer: str) -> Tensor:
-        """(out, pictures x positions) of the dense layer."""
+        """(out, pictures x positions) of the dense layer, of all its calls."""
         if layer not in self._outputs:
             module = self.model.get_submodule(layer)
-            with torch.no_grad():
-                self._outputs[layer] = as_channels(module, module(self.inputs_by_layer[layer]))
+            self._outputs[layer] = outputs_of(module, self.calibrations[layer], module)
         return self._outputs[layer]
 
     def hessian(self, layer: str) -> Tensor:
-        """(d, d), see ``second_order.layer_hessian``."""
+        """(d, d), see ``second_order.hessian_of_calls``."""
         if layer not in self._hessians:
-            self._hessians[layer] = layer_hessian(self.model.get_submodule(layer), self.inputs_by_layer[layer])
+            self._hessians[layer] = hessian_of_calls(self.model.get_submodule(layer), self.inputs(layer))
         return self._hessians[layer]
 
     def with_gradients(self, layer: str) -> Calibration:
@@ -109,6 +114,13 @@ class Observations:
         return self._with_gradients[layer]
 
 
+def outputs_of(module: nn.Module, seen: Calibration, dense: nn.Module) -> Tensor:
+    """Return what a module makes of all calls' inputs as (out, pictures x positions); ``dense`` stood in its place."""
+    with torch.no_grad():
+        outputs = [as_channels(dense, module(call.inputs)) for call in seen.calls]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
 def as_channels(module: nn.Module, outputs: Tensor) -> Tensor:
     """A layer's outputs (N, ...) as (out, N x positions); ``module`` says on which axis its channels lie."""
     channels_first = outputs.ndim == 4 and not isinstance(module, nn.Linear)
@@ -117,14 +129,18 @@ def as_channels(module: nn.Module, outputs: Tensor) -> Tensor:
 
 @contextmanager
 def _watched(
-    model: nn.Module, graph: ModelGraph, inputs: dict[str, list[Tensor]], gradients: dict[str, Tensor]
+    model: nn.Module, graph: ModelGraph, inputs: dict[str, list[list[Tensor]]], gradients: dict[str, Tensor]
 ) -> Iterator[None]:
+    """Keep, for one forward and backward pass, what each call of the layers sees, and sum up squared gradients."""
+    calls: Counter[str] = Counter()
+
     def watch(name: str) -> Any:
         def record(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            x, held = arguments[0].detach(), inputs[name]
-            # What comes later may overwrite it; a layer that is called at several sizes is judged by the first.
-            if not held or x.shape[1:] == held[0].shape[1:]:
-                held.append(x.clone())
+            if calls[name] == len(inputs[name]):
+                inputs[name].append([])
+            # A tensor of its own, since what comes later may overwrite it.
+            inputs[name][calls[name]].append(arguments[0].detach().clone())
+            calls[name] += 1
 
             def add(gradient: Tensor) -> None:
                 gradients[name] += as_channels(module, gradient).square().sum(1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..policies.architectures.shapes import network_of
 from ..policies.errors import CandidateError
+from ..policies.own_network import into_evaluation
 from ..policies.policy import Scalar
 from .models import build_model
 from .training.loop import Recipe
@@ -55,7 +56,7 @@ class Untrained:
             classes = self.num_classes
             return _seeded(seed, lambda: network_of(shape, classes, self.in_channels)).eval()
         if self.name is None:
-            return _seeded(seed, lambda: redrawn(dense)).eval()
+            return _seeded(seed, lambda: into_evaluation(redrawn(dense)))
         return self._built(self.name, seed)
 
     def initial(self) -> nn.Module:
@@ -67,7 +68,7 @@ class Untrained:
         # As for the dense network: three channels are what a network takes unasked.
         channels = self.in_channels if self.in_channels != 3 else None
         built = build_model(name, num_classes=self.num_classes, in_channels=channels, seed=seed, **self.arguments)
-        return built.eval()
+        return into_evaluation(built)
 
 
 def redrawn(model: nn.Module) -> nn.Module:

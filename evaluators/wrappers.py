@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..policies.copying import put_in_place, sharing_copy
 from ..policies.errors import ModelError
+from ..policies.own_network import copies_of_computed
 
 _HOLDERS = (DataParallel, DistributedDataParallel, AveragedModel)
 _TIMM_HOLDERS = frozenset({"ModelEma", "ModelEmaV2", "ModelEmaV3"})
@@ -73,7 +74,7 @@ def check_copies(model: nn.Module, pickle: Callable[[Any], object] | None = None
     ModelError
         With the attribute's name and type, and the reason.
     """
-    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())} | copies_of_computed(model)
     _check(model, lambda value: copy.deepcopy(value, dict(tensors)), "copied", "every candidate is a copy:")
     if pickle is not None:
         _check(model, pickle, "sent to workers", "give pool.kind: in-process, which sends nothing, or")

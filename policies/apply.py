@@ -31,6 +31,7 @@ from .forms import (
 )
 from .graph import ModelGraph, drop_channels
 from .importance import Choice, Importance, fold_channels
+from .own_network import into_evaluation
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
 from .state import is_extra, to_dense
@@ -93,7 +94,7 @@ def apply_plan(
     CandidateError
         Where a technique fails on the actual weights.
     """
-    model = copy.deepcopy(model).eval()
+    model = into_evaluation(copy.deepcopy(model))
     importance = importance or Importance(model, graph.groups, calibration[:STATISTICS_BATCH], energies)
     groups = {group.root: group for group in graph.groups}
     choices = {
@@ -104,7 +105,7 @@ def apply_plan(
     _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped or plan.collapsed), early=True)
     drop_dead(plan, graph, model, calibration[:1])
     _quantize(plan, model, calibration, _is_reshaped(plan))
-    return CompressedModel(model.eval(), plan)
+    return CompressedModel(into_evaluation(model), plan)
 
 
 def restore(
@@ -161,7 +162,7 @@ def under_names(
 
 def _shaped(plan: Plan, graph: ModelGraph, model: nn.Module) -> nn.Module:
     """A copy of the network with the layers that the plan leaves, dead channels kept; their values are of no account."""
-    model = copy.deepcopy(model).eval()
+    model = into_evaluation(copy.deepcopy(model))
     channels = {root: graph.layers[root].weight_shape[0] for root in plan.channels}
     # Which of them is of no account, since all values come from the file.
     choices = {root: Choice(tuple(range(n - plan.channels[root].keep(n)))) for root, n in channels.items()}
@@ -185,7 +186,7 @@ def drop_dead(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) 
 
 def quantize_layers(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
     """Carry out the plan's techniques from quantization on, in place, on a network that holds the earlier ones."""
-    _quantize(plan, model.eval(), calibration, False)
+    _quantize(plan, into_evaluation(model), calibration, False)
 
 
 def round_vectors(model: nn.Module, bits: int = 8) -> None:
@@ -222,8 +223,8 @@ def _quantize(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) 
 def _set_ranges(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool) -> None:
     methods = _eight_bit(plan, model)
     keep = {name: what_is_needed(method) for name, method in methods.items()}
-    for name, x in settle_and_record(model, calibration, list(methods), changed, keep=keep).items():
-        set_input_range(model.get_submodule(name), *input_range(x, methods[name]))
+    for name, calls in settle_and_record(model, calibration, list(methods), changed, keep=keep).items():
+        set_input_range(model.get_submodule(name), *input_range(calls, methods[name]))
 
 
 def is_coarse(plan: Plan) -> bool:
@@ -283,7 +284,7 @@ def _take_turn(plan: Plan, model: nn.Module, calibration: Tensor, changed: bool,
         sloped += [layer.layer.name] if any(t.needs_gradients for t in asking) else []
     # Statistics are re-estimated once all that moves them is done; before that, only where inputs depend on them.
     inputs = settle_and_record(model, calibration, names, changed, many) if names or not early else {}
-    seen = {name: Calibration(x) for name, x in inputs.items()}
+    seen = {name: Calibration.from_calls(calls) for name, calls in inputs.items()}
     if sloped:
         # With gradients the inputs are those of the same pass: batch norms are at rest, each row is one picture's.
         seen |= record_gradients(model, {name: model.get_submodule(name) for name in sloped}, calibration)

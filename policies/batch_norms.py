@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -65,8 +66,8 @@ def settle_and_record(
     changed: bool,
     many: Collection[str] = (),
     keep: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
-) -> dict[str, Tensor]:
-    """Inputs of the named layers, of ``many`` more than a batch; where weights changed, batch norms are re-estimated too.
+) -> dict[str, list[Tensor]]:
+    """Inputs of each call of the named layers, of ``many`` more than a batch; where weights changed, batch norms follow.
 
     Of a layer in ``keep``, what that makes of its inputs is kept in their place.
     """
@@ -79,25 +80,42 @@ def settle_and_record(
             with torch.no_grad():
                 for batch in calibration.split(STATISTICS_BATCH)[: HESSIAN_BATCHES if many else 1]:
                     model(batch)
-    return {name: batches[0] if len(batches) == 1 else torch.cat(batches) for name, batches in inputs.items()}
+    return {name: [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in held] for name, held in inputs.items()}
 
 
 @contextmanager
 def _recorded(
     model: nn.Module, names: list[str], many: Collection[str], keep: Mapping[str, Callable[[Tensor], Tensor]]
-) -> Iterator[dict[str, list[Tensor]]]:
-    inputs: dict[str, list[Tensor]] = {}
+) -> Iterator[dict[str, list[list[Tensor]]]]:
+    """Layer -> for each of its calls in a forward pass, the inputs of one or more batches."""
+    inputs: dict[str, list[list[Tensor]]] = {}
+    calls: Counter[str] = Counter()
+    passes = 0
 
     def record(name: str, x: Tensor) -> None:
-        held = inputs.setdefault(name, [])
-        # Of several batches the first is the one that is sure to be full.
-        if not held or (name in many and _fits(x, held)):
-            held.append(keep[name](x.detach()) if name in keep else x.detach())
+        held, call = inputs.setdefault(name, []), calls[name]
+        calls[name] += 1
+        seen = keep[name](x.detach()) if name in keep else x.detach()
+        # Of several batches the first is the one that is sure to be full; what comes later may overwrite the tensor.
+        if passes == 1:
+            held.append([seen.clone()])
+        elif name in many and call < len(held) and _fits(seen, held[call], len(held)):
+            held[call].append(seen.clone())
 
-    with watching({name: model.get_submodule(name) for name in names}, record):
-        yield inputs
+    def begin(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        calls.clear()
+
+    handle = model.register_forward_pre_hook(begin)
+    try:
+        with watching({name: model.get_submodule(name) for name in names}, record):
+            yield inputs
+    finally:
+        handle.remove()
 
 
-def _fits(x: Tensor, held: list[Tensor]) -> bool:
+def _fits(x: Tensor, held: list[Tensor], calls: int) -> bool:
+    """Whether a call's inputs of one more batch can be kept, so many calls sharing the memory."""
     count = len(held) + 1
-    return x.shape == held[0].shape and count <= HESSIAN_BATCHES and count * x.numel() <= HESSIAN_VALUES
+    return x.shape == held[0].shape and count <= HESSIAN_BATCHES and count * calls * x.numel() <= HESSIAN_VALUES

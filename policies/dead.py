@@ -95,13 +95,14 @@ def _columns(model: nn.Module, slot: Slot, channels: int) -> Tensor:
 
 
 def _constants(model: nn.Module, readers: Sequence[Slot], example: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of each reader: the first value (in,) of each input feature, and whether it is the same everywhere."""
+    """Of each reader: the first value (in,) of each input feature, and whether it is the same everywhere, in every call."""
     layers = {slot.module: model.get_submodule(slot.module) for slot in readers}
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def record(name: str, x: Tensor) -> None:
         features = x.detach().transpose(0, 1 if isinstance(layers[name], nn.Conv2d) else -1).flatten(1)
-        found[name] = features[:, 0].clone(), (features == features[:, :1]).all(1)
+        first, constant = found.get(name, (features[:, 0].clone(), torch.ones(len(features), dtype=torch.bool)))
+        found[name] = first, constant & (features == first[:, None]).all(1)
 
     with watching(layers, record), torch.no_grad():
         model(example)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
+from .own_network import into_evaluation
 
 SIDE = 4
 """Maps are averaged to at most so many places a side before they are classified."""
@@ -70,7 +71,7 @@ class ExitNetwork(nn.Module):
 
     def __init__(self, backbone: nn.Module, after: Sequence[str], example: Tensor, channels: int = 0) -> None:
         super().__init__()
-        self.backbone = copy.deepcopy(backbone).eval()
+        self.backbone = into_evaluation(copy.deepcopy(backbone))
         self.after = tuple(after)
         self.is_frozen = True
         self.latest: tuple[Tensor, ...] = ()
@@ -165,7 +166,7 @@ def candidates_for_exits(model: nn.Module, example: Tensor) -> list[str]:
     ]
     try:
         with torch.no_grad():
-            model.eval()(example)
+            into_evaluation(model)(example)
     finally:
         for handle in handles:
             handle.remove()
@@ -179,7 +180,8 @@ class _LeftError(Exception):
 @contextmanager
 def _recorded(model: nn.Module, names: Sequence[str], seen: dict[str, Tensor], stop: bool) -> Iterator[None]:
     def note(name: str, output: Tensor) -> None:
-        seen[name] = output
+        # What comes later in the network may overwrite it.
+        seen[name] = output if stop else output.clone()
         if stop:
             raise _LeftError
 

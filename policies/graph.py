@@ -21,7 +21,7 @@ from .policy import Scalar
 from .reading import attributes_read
 from .slicing import Slot, can_cut, cut_channels
 from .techniques.base import LayerInfo
-from .watching import watching
+from .watching import feature_means
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,8 @@ def group_scores(model: nn.Module, group: ChannelGroup, energies: Mapping[str, T
 
 def input_energies(model: nn.Module, calibration: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
     """Mean square (in,) of each input feature of the groups' readers, over calibration pictures (N, C, H, W)."""
-    energies: dict[str, Tensor] = {}
-    readers = {name: model.get_submodule(name) for group in groups for name in group.readers}
-
-    def record(name: str, inputs: Tensor) -> None:
-        features = inputs.transpose(0, 1 if isinstance(readers[name], nn.Conv2d) else -1)
-        energies[name] = features.flatten(1).square().mean(1)
-
-    with watching(readers, record), torch.no_grad():
-        model(calibration)
-    return energies
+    readers = dict.fromkeys(name for group in groups for name in group.readers)
+    return feature_means(model, calibration, readers, torch.square)
 
 
 def drop_channels(

@@ -15,10 +15,10 @@ from .errors import CandidateError
 from .graph import group_scores, input_energies
 from .merging import merge_alike, outgoing_energy, own_weights
 from .ranges import read_ranges
-from .second_order import damped, layer_hessian
+from .second_order import damped, hessian_of_calls
 from .slicing import Slot
 from .techniques.keep_channels import ONLY
-from .watching import watching
+from .watching import feature_means, watching
 
 SLOPE_PICTURES, SLOPE_BATCH = 256, 32
 MERGE = "merge"
@@ -120,12 +120,13 @@ class Importance:
 
     def _saliencies(self, group: ChannelGroup) -> list[Tensor]:
         """Of each reader (channels,)."""
-        inputs: dict[str, Tensor] = {}
         readers = {name: self.model.get_submodule(name) for name in self._wide(group)}
-        with watching(readers, inputs.__setitem__), torch.no_grad():
+        calls: dict[str, list[Tensor]] = {name: [] for name in readers}
+        # A tensor of its own, since what comes later may overwrite it.
+        with watching(readers, lambda name, x: calls[name].append(x.clone())), torch.no_grad():
             self.model(self.pictures)
         return [
-            group_saliencies(cast(Tensor, module.weight), layer_hessian(module, inputs[name]), group.channels)
+            group_saliencies(cast(Tensor, module.weight), hessian_of_calls(module, calls[name]), group.channels)
             for name, module in readers.items()
         ]
 
@@ -153,16 +154,8 @@ def fold_channels(module: nn.Module, slot: Slot, into: Mapping[int, int], channe
 
 def input_activities(model: nn.Module, pictures: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
     """Share (in,) of pictures and positions where each input feature of the groups' readers is not zero."""
-    found: dict[str, Tensor] = {}
-    readers = {name: model.get_submodule(name) for group in groups for name in group.readers}
-
-    def record(name: str, inputs: Tensor) -> None:
-        features = inputs.transpose(0, 1 if isinstance(readers[name], nn.Conv2d) else -1)
-        found[name] = (features.flatten(1) != 0).float().mean(1)
-
-    with watching(readers, record), torch.no_grad():
-        model(pictures)
-    return found
+    readers = dict.fromkeys(name for group in groups for name in group.readers)
+    return feature_means(model, pictures, readers, lambda features: (features != 0).float())
 
 
 def input_slopes(model: nn.Module, pictures: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:

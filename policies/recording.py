@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,16 +21,17 @@ def record_gradients(model: nn.Module, layers: Mapping[str, nn.Module], pictures
     """What the layers see on pictures (N, C, H, W), and the gradients of each picture's loss, in evaluation mode.
 
     The mean of the gradients' squares is that of the cross-entropy with labels drawn from the network's own prediction, the
-    Fisher information; see ``prediction_slopes``. A layer that is called more than once is judged by its first call.
+    Fisher information; see ``prediction_slopes``. Of a layer that is called more than once, each call stands by itself.
     """
     generator = torch.Generator().manual_seed(0)
-    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-    gradients: dict[str, list[Tensor]] = {name: [] for name in layers}
+    batches: dict[str, list[list[_Call]]] = {name: [] for name in layers}
     for batch in pictures[:GRADIENT_PICTURES].split(GRADIENT_BATCH):
-        _record_batch(model, layers, batch, generator, inputs, gradients)
-        if all(_is_full(inputs[name], gradients[name]) for name in layers):
+        asking = {name: layer for name, layer in layers.items() if not _is_full(batches[name])}
+        if not asking:
             break
-    return {name: Calibration(torch.cat(inputs[name]), torch.cat(gradients[name])) for name in layers}
+        for name, calls in _record_batch(model, asking, batch, generator).items():
+            batches[name].append(calls)
+    return {name: _joined(calls) for name, calls in batches.items()}
 
 
 def prediction_slopes(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -45,27 +47,38 @@ def prediction_slopes(logits: Tensor, generator: torch.Generator) -> Tensor:
     return spread - p * spread.sum(1, keepdim=True)
 
 
-def _is_full(inputs: list[Tensor], gradients: list[Tensor]) -> bool:
-    return sum(x.numel() + g.numel() for x, g in zip(inputs, gradients)) >= GRADIENT_VALUES
+@dataclass
+class _Call:
+    """One call of a layer: its input, and the gradient of its output, which stays 0 where nothing reads that."""
+
+    x: Tensor
+    gradient: Tensor
+
+    def keep_gradient(self, gradient: Tensor) -> None:
+        self.gradient = gradient.detach().clone()
+
+
+def _is_full(batches: list[list[_Call]]) -> bool:
+    return sum(call.x.numel() + call.gradient.numel() for calls in batches for call in calls) >= GRADIENT_VALUES
+
+
+def _joined(batches: list[list[_Call]]) -> Calibration:
+    """Each call with the pictures of all batches, of the calls that every batch made."""
+    calls = list(zip(*batches))
+    inputs = [torch.cat([call.x for call in parts]) for parts in calls]
+    return Calibration.from_calls(inputs, [torch.cat([call.gradient for call in parts]) for parts in calls])
 
 
 def _record_batch(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batch: Tensor,
-    generator: torch.Generator,
-    inputs: dict[str, list[Tensor]],
-    gradients: dict[str, list[Tensor]],
-) -> None:
-    called: set[str] = set()
+    model: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, generator: torch.Generator
+) -> dict[str, list[_Call]]:
+    calls: dict[str, list[_Call]] = {name: [] for name in layers}
 
     def watch(name: str) -> Any:
         def record(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            if name in called or _is_full(inputs[name], gradients[name]):
-                return
-            called.add(name)
-            inputs[name].append(arguments[0].detach().clone())
-            output.register_hook(lambda gradient: gradients[name].append(gradient.detach().clone()))
+            call = _Call(arguments[0].detach().clone(), torch.zeros_like(output))
+            calls[name].append(call)
+            output.register_hook(call.keep_gradient)
 
         return record
 
@@ -79,3 +92,4 @@ def _record_batch(
     finally:
         for handle in handles:
             handle.remove()
+    return calls

@@ -10,6 +10,8 @@ x, r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,9 @@ from .second_order import MAX_POSITIONS, damped, spread, windows_of
 CHUNK_VALUES = 2**21
 
 
-def regressed(layer: nn.Conv2d | nn.Linear, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+def regressed(
+    layer: nn.Conv2d | nn.Linear, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     """The layer's weight and bias after the step that brings its outputs nearest to the wanted ones.
 
     ``dW = cov(r, x) (cov(x, x) + a I)^-1`` and ``db = E[r] - dW E[x]``, with ``a`` as ``second_order.damped`` has it, so
@@ -29,9 +33,9 @@ def regressed(layer: nn.Conv2d | nn.Linear, inputs: Tensor, outputs: Tensor) -> 
     layer
         Linear, or a convolution of one group.
     inputs
-        (N, ...) of the layer.
+        (N, ...) of each call of the layer.
     outputs
-        (N, ...) that it should give.
+        (N, ...) that each call should give.
 
     Returns
     -------
@@ -39,8 +43,9 @@ def regressed(layer: nn.Conv2d | nn.Linear, inputs: Tensor, outputs: Tensor) -> 
         The new weight, of the weight's shape and type, and the new bias (n,), zero where the layer has none.
     """
     with torch.no_grad():
-        lacking = _positions_first(layer, outputs - layer(inputs))
-    second, cross, mean_x, mean_r = _moments(windows_of(layer, inputs), lacking)
+        lacking = [_positions_first(layer, wanted - layer(x)) for x, wanted in zip(inputs, outputs, strict=True)]
+    each = [_moments(windows_of(layer, x), rows) for x, rows in zip(inputs, lacking)]
+    second, cross, mean_x, mean_r = _averaged(each, [len(rows) for rows in lacking])
     if layer.bias is not None:
         second, cross = second - torch.outer(mean_x, mean_x), cross - torch.outer(mean_r, mean_x)
     change = torch.cholesky_solve(cross.T, torch.linalg.cholesky(damped(second))).T
@@ -49,6 +54,16 @@ def regressed(layer: nn.Conv2d | nn.Linear, inputs: Tensor, outputs: Tensor) -> 
     if layer.bias is None:
         return new, weight.new_zeros(len(weight))
     return new, (layer.bias.detach().double() + mean_r - change @ mean_x).to(weight.dtype)
+
+
+def _averaged(each: Sequence[Sequence[Tensor]], positions: Sequence[int]) -> Sequence[Tensor]:
+    """The moments of all calls from those of each, by their numbers of positions."""
+    if len(each) == 1:
+        return each[0]
+    total = sum(positions)
+    return [
+        sum((count * part for count, part in zip(positions, parts)), torch.zeros(())) / total for parts in zip(*each)
+    ]
 
 
 def _positions_first(layer: nn.Module, outputs: Tensor) -> Tensor:

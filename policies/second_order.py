@@ -18,7 +18,7 @@ K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,21 @@ def layer_hessian(module: nn.Module, inputs: Tensor) -> Tensor:
     if not hessian.isfinite().all():
         raise CandidateError("second order: expected finite calibration inputs, got nan or inf; check the network")
     return hessian / len(positions)
+
+
+def hessian_of_calls(module: nn.Module, calls: Sequence[Tensor]) -> Tensor:
+    """Return ``layer_hessian`` over all calls of a layer, each of them by its number of positions.
+
+    Parameters
+    ----------
+    calls
+        Inputs (N, ...) of each call; their sizes may differ.
+    """
+    if len(calls) == 1:
+        return layer_hessian(module, calls[0])
+    counts = [windows_of(module, x.detach()).shape[:3].numel() for x in calls]
+    sums = torch.stack([count * layer_hessian(module, x) for count, x in zip(counts, calls)])
+    return sums.sum(0) / sum(counts)
 
 
 def damped(hessian: Tensor) -> Tensor:

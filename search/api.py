@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from ..evaluators.data import DataSet
-from ..evaluators.defaults import own_defaults
 from ..evaluators.exact_integers import WITH_OPTION, options_here
 from ..evaluators.macs import profile as profiled
 from ..evaluators.models import load_weights
@@ -24,9 +23,12 @@ from ..policies.coding.press import decode
 from ..policies.errors import ConfigError, DataError, InputError, ModelError, RunDirectoryError, WorkError
 from ..policies.files import write_bytes
 from ..policies.graph import ModelGraph
+from ..policies.own_network import into_evaluation, own_copy
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from ..policies.version import VERSION
+from .caller_state import keep_caller_state
+from .checking import check_command
 from .config import Config, load_config, make_config
 from .driver import run_stages
 from .early_exits import ExitsFound, find_exits
@@ -63,6 +65,7 @@ TIMED_UNDER = "session options"
 """What the ledger calls the session option that latencies were measured under."""
 
 
+@keep_caller_state()
 def search(
     model: nn.Module | str | Path,
     data: object = None,
@@ -168,6 +171,7 @@ def resume(
     return found
 
 
+@keep_caller_state()
 def go_on(
     directory: str | Path,
     *,
@@ -242,7 +246,7 @@ def open_front(directory: str | Path) -> Front:
     return Front(run, config, FrontData.read(run.front), Given())
 
 
-@own_defaults()
+@keep_caller_state()
 def slimmable(directory: str | Path) -> Slimmable:
     """One network that takes on any shape of a run's front at run time, with the weights of the run's supernet.
 
@@ -266,11 +270,11 @@ def slimmable(directory: str | Path) -> Slimmable:
     model = dense_network(config, data, front.run, lambda _: None)
     load_weights(model, config.space.shape.supernet.weights or str(front.run.supernet))
     calibration = data.preprocess(data.calibration.images)
-    supernet = Supernet(model.eval(), calibration[:1], int(model(calibration[:1]).shape[1]))
+    supernet = Supernet(into_evaluation(model), calibration[:1], int(model(calibration[:1]).shape[1]))
     return supernet.slimmable([member.policy.shape for member in front], calibration)
 
 
-@own_defaults()
+@keep_caller_state()
 def run_search(config: Config, out: Path, listener: Listener, given: Given | None = None) -> Front:
     """Start or take up a run: what both interfaces do."""
     given = given or Given()
@@ -286,7 +290,7 @@ def run_search(config: Config, out: Path, listener: Listener, given: Given | Non
     return Front(session.run, config, found, given)
 
 
-@own_defaults()
+@keep_caller_state()
 def profile(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> Profile:
     """Build the bank of a configuration and write ``sensitivity.html``; a search in the same directory goes on from it.
 
@@ -301,7 +305,7 @@ def profile(config: Config, out: Path, listener: Listener | None = None, given: 
         return run_profile(session)
 
 
-@own_defaults()
+@keep_caller_state()
 def early_exits(config: Config, out: Path, listener: Listener | None = None, given: Given | None = None) -> ExitsFound:
     """Give the network of a configuration early exits; ``exits.json``, ``exits.html`` and the exported files are written.
 
@@ -328,6 +332,8 @@ def open_session(
             _note_command(ledger, command)
             earlier = recorded_choice(ledger)
             prepared = prepare(config, run, listener.say, given, searched=searched, validation_from=earlier)
+            for note in check_command(command, config, prepared.bench):
+                listener.say(note)
             # Measurements of shapes hang on a supernet besides, which nothing but their search trains.
             _claim(
                 ledger, run, prepared, "context" if searched or config.space.shape is None else "context of the network"
@@ -463,7 +469,7 @@ class Candidate:
         """What its controls came to, by their names; none where none were asked for or none applies."""
         return self.member.controls
 
-    @own_defaults()
+    @keep_caller_state()
     def export(self, path: str | Path, to: str | None = None) -> Path:
         """Write a deployable file: ``onnx``, ``press`` or ``bundle`` (a directory), by default what the path's ending says.
 
@@ -474,7 +480,7 @@ class Candidate:
             return export_weights(run, self.member, self.model, Path(path))
         return export_member(run, self.front.found, self.member, Path(path), target)
 
-    @own_defaults()
+    @keep_caller_state()
     def model(self) -> nn.Module:
         """A plain ``nn.Module`` with the compressed weights, as the ``.press`` file holds them (inputs in float32)."""
         network, data = self._network()
@@ -496,4 +502,6 @@ class Candidate:
         data = given.data or apply_choice(config, read_data(config, lambda _: None, given.model))
         if self.policy.shape:
             return network_for(self.policy, config, data), data
-        return given.model or dense_network(config, data, self.front.run, lambda _: None), data
+        if given.model is not None:
+            return own_copy(given.model), data
+        return dense_network(config, data, self.front.run, lambda _: None), data

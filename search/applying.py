@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluators.candidate import CandidateEvaluator
-from ..evaluators.defaults import own_defaults
 from ..evaluators.models import build_model, load_weights
 from ..evaluators.sources import load_data
 from ..evaluators.stopwatch import Stopwatch
 from ..evaluators.workbench import Settings, Workbench
 from ..policies.errors import InputError, PolicyError
-from ..policies.export.onnx import export_onnx
 from ..policies.graph import ModelGraph
+from ..policies.own_network import into_evaluation, settle_calls
 from ..policies.policy import Policy
+from .caller_state import keep_caller_state
+from .checking import check_outputs, export_reference
 from .config import parse_yaml
 from .exporting import check_ending, write_candidate
 
@@ -45,7 +46,7 @@ def read_arguments(given: Iterable[str]) -> dict[str, int | float | str | bool]:
     return found
 
 
-@own_defaults()
+@keep_caller_state()
 def apply_policy(
     policy: Path,
     model: str,
@@ -83,11 +84,13 @@ def apply_policy(
     size = None if image_size is None else (image_size, image_size)
     pictures = load_data(data, image_size=size)
     channels = pictures.input_shape[0] if pictures.input_shape[0] != 3 else None
-    network = build_model(model, num_classes=num_classes, in_channels=channels, **(arguments or {})).eval()
-    load_weights(network, weights)
+    network = build_model(model, num_classes=num_classes, in_channels=channels, **(arguments or {}))
+    load_weights(into_evaluation(network), weights)
     example = pictures.preprocess(pictures.calibration.images[:1])
+    check_outputs(network, pictures)
+    settle_calls(network, example)
+    reference = export_reference(network, pictures)
     graph = ModelGraph.trace(network, example)
-    reference = export_onnx(network, example, calibration=None)
     bench = Workbench(network, graph, pictures.without_test(), reference, Settings())
     candidate = CandidateEvaluator(bench).build(Policy.from_text(text), Stopwatch())
     write_candidate(candidate, out)

@@ -31,6 +31,7 @@ from ..policies.export.early_exit import with_exits
 from ..policies.export.onnx import export_onnx
 from ..policies.files import write_bytes, write_text
 from ..policies.policy import Policy
+from .comparing import check_file, take_samples
 from .labelling import to_learn_from
 from .pareto import front as front_of
 from .report.exits import render_exits
@@ -115,6 +116,7 @@ def find_exits(session: Session) -> ExitsFound:
     example = session.prepared.example
     network = _trained(session, example)
     file = export_onnx(EveryExit(network), example, calibration=None)
+    check_file(EveryExit(network), file, take_samples(session.prepared.data))
     probe = LatencyProbe(
         bench.reference, example.numpy(), session.config.latency.threads, session.baseline["latency_ms"]
     )

@@ -33,15 +33,15 @@ from ..policies.architectures import SHAPED
 from ..policies.architectures.shapes import FAMILY, network_of
 from ..policies.coding.press import encode
 from ..policies.errors import ConfigError, ModelError
-from ..policies.export.onnx import export_onnx
 from ..policies.graph import ModelGraph
 from ..policies.loading import described
+from ..policies.own_network import into_evaluation, own_copy, settle_calls
 from ..policies.policy import Policy
 from ..policies.state import tensors_of, to_bytes, to_dense
 from ..policies.version import VERSION
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
 from ..spaces.shapes import ShapeSpace
-from .checking import check_outputs
+from .checking import check_outputs, check_training, export_reference
 from .config import Config
 from .identity import Identity, labels_digest, pictures_digest
 from .labelling import labelled_by
@@ -144,15 +144,15 @@ def prepare(
     if config.space.shape is not None:
         given_space(config, data.input_shape[-1])
     model = given.model if given.model is not None else dense_network(config, data, run, say)
-    model = _in_evaluation_mode(model)
     is_sent = config.pool.kind == "ray" or config.pool.train == "tune"
     check_copies(model, pickle_without_tensors if is_sent else None)
-    check_outputs(model, data)
+    model = into_evaluation(model) if given.model is None else own_copy(model)
+    model = _settled(model, data, say)
     for note in splits.notes:
         say(note)
+    reference = export_reference(model, data)
     example = data.preprocess(data.calibration.images[:1])
     graph = ModelGraph.trace(model, example)
-    reference = export_onnx(model, example, calibration=None)
     torch.set_num_threads(max(1, threads))
     teachers = read_teachers(config.recovery, model, data, config.seed, "recovery")
     hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
@@ -179,13 +179,12 @@ def prepare(
     return Prepared(bench, data, space, context, workers, threads, identity, splits)
 
 
-def _in_evaluation_mode(model: nn.Module) -> nn.Module:
-    try:
-        return model.eval()
-    except NotImplementedError as error:
-        raise ModelError(
-            f"the network has no evaluation mode: {error}; give the nn.Module that it was made of"
-        ) from error
+def _settled(model: nn.Module, data: DataSet, say: Say) -> nn.Module:
+    """The network with calls that are safe, see ``settle_calls``; in evaluation mode, in which it gives logits."""
+    check_outputs(model, data)
+    for note in settle_calls(model, data.preprocess(data.calibration.images[:2])):
+        say(note)
+    return model
 
 
 def _space(
@@ -268,7 +267,7 @@ def dense_network(config: Config, data: DataSet, run: RunDirectory, say: Say) ->
         load_weights(model, str(run.weights))
     elif section.train is not None:
         recipe, seed, shown = section.train, config.seed, data.without_test()
-        _check_before_training(config, model.eval(), shown)
+        _check_before_training(config, _settled(into_evaluation(model), data, say), shown)
         say(f"training {section.name} on {data.name}: {recipe.epochs} epochs of {len(data.train)} pictures")
 
         def carry_out(checkpoint: Path | None, on_epoch: OnEpoch) -> None:
@@ -448,10 +447,10 @@ def _workers(config: Config) -> tuple[int, int]:
 
 def _check_before_training(config: Config, model: nn.Module, data: DataSet) -> None:
     """Refuse what could not be searched once it is trained."""
-    check_outputs(model, data)
-    example = data.preprocess(data.calibration.images[:1])
-    graph = ModelGraph.trace(model, example)
-    export_onnx(model, example, calibration=None)
+    export_reference(model, data)
+    graph = ModelGraph.trace(model, data.preprocess(data.calibration.images[:1]))
+    assert config.model.train is not None
+    check_training(model, data, config.model.train.batch_size, graph.layers, "give model.weights")
     if config.space.shape is None:
         make_space(config.space, graph, model)
 

@@ -140,9 +140,9 @@ def methods(config: Config, splits: Mapping[str, Any] | None = None) -> dict[str
     return {
         "error_pct": f"Share of {wrong} of the exported ONNX file in ONNX Runtime on {_last_pictures(splits or {})}, read once"
         " for each final candidate; 95 % Wilson interval. Screening uses validation pictures, before recovery. Whether a"
-        f" member keeps a budget on it is decided on validation pictures, by the upper bound at {config.search.confidence:.0%}: of the"
-        " difference from the dense network on the same pictures where the budget is relative (Tango 1998), of the share of"
-        " errors where it is absolute (Wilson), both corrected for continuity.",
+        " member keeps a budget on it is decided on validation pictures, by the upper bound at"
+        f" {config.search.confidence:.0%}: of the difference from the dense network on the same pictures where the budget is"
+        " relative (Tango 1998), of the share of errors where it is absolute (Wilson), both corrected for continuity.",
         "stored_bytes": "Length of the .press file, header, codebooks and indices counted.",
         "onnx_bytes": "Length of the exported ONNX file.",
         "latency_ratio": f"ONNX Runtime, batch 1, {threads} thread(s), against the dense network's file, runs interleaved"

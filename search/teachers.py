@@ -18,6 +18,7 @@ from ..evaluators.training.methods import make_hint, make_teaching
 from ..evaluators.training.teaching import teach
 from ..evaluators.workbench import Settings
 from ..policies.errors import InputError, ModelError
+from ..policies.own_network import into_evaluation, settle_calls
 from .sections.training import TeacherConfig, TrainConfig
 
 
@@ -42,10 +43,11 @@ def read_teachers(
     found = []
     for number, entry in enumerate(section.teachers):
         try:
-            teacher = _teacher(entry, student, data, seed).eval()
+            teacher = into_evaluation(_teacher(entry, student, data, seed))
         except InputError as error:
             raise ModelError(f"{where}.teachers.{number}: {error}") from error
         _check_outputs(teacher, student, example, f"{where}.teachers.{number}")
+        settle_calls(teacher, example)
         found.append(teacher)
     return tuple(found)
 
@@ -116,11 +118,11 @@ def _teacher(entry: TeacherConfig, student: nn.Module, data: DataSet, seed: int)
 def _check_outputs(teacher: nn.Module, student: nn.Module, x: Tensor, where: str) -> None:
     try:
         with torch.no_grad():
-            came = teacher(x)
+            came = teacher(x.clone())
     except Exception as error:
         raise ModelError(f"{where}: the network fails on pictures of shape {tuple(x.shape)}: {error}") from error
     with torch.no_grad():
-        expected = tuple(copy.deepcopy(student).eval()(x).shape)
+        expected = tuple(into_evaluation(copy.deepcopy(student))(x).shape)
     shape = tuple(came.shape) if isinstance(came, Tensor) else type(came).__name__
     if shape != expected:
         raise ModelError(f"{where}: expected logits {expected} like those of the network that learns; came {shape}")

@@ -15,7 +15,6 @@ import torch
 from ..evaluators.accuracy import error_pct, file_error, file_logits
 from ..evaluators.cores import available_cores
 from ..evaluators.data import DataSet
-from ..evaluators.defaults import own_defaults
 from ..evaluators.exact_integers import WITH_OPTION, options_here
 from ..evaluators.holdout import whole_test
 from ..evaluators.kernels import has_8_bit_inputs
@@ -26,8 +25,10 @@ from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import InputError, ParetopressError
 from ..policies.graph import ModelGraph
+from ..policies.own_network import into_evaluation
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
+from .caller_state import keep_caller_state
 from .config import Config, load_config
 from .labelling import labelled_by
 from .prepare import network_for, read_data
@@ -66,7 +67,7 @@ class Check:
     agrees: bool | None
 
 
-@own_defaults()
+@keep_caller_state()
 def verify_bundle(path: Path) -> list[Check]:
     """A bundle's files against their digests, and the figures of its report card measured again.
 
@@ -184,7 +185,7 @@ def _stored_agrees(
     assert data.test is not None
     name = ".press computes as .onnx"
     try:
-        dense = network_for(policy, config, data).eval()
+        dense = into_evaluation(network_for(policy, config, data))
     except ParetopressError as error:
         return [Check(name, "yes", f"not measured: {error}", None)]
     part = data.test.take(slice(0, LIKENESS_PICTURES))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...policies.own_network import into_evaluation
 from ..data import DataSet
 from .ensemble import softened
 from .loop import Loss, Recipe
@@ -49,7 +50,7 @@ def distillation(teacher: nn.Module, temperature: float, teacher_weight: float, 
     teacher_weight
         a, in [0, 1].
     """
-    teacher = copy.deepcopy(teacher).eval()
+    teacher = into_evaluation(copy.deepcopy(teacher))
 
     def of_labels(_: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)

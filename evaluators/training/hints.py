@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ...policies.branches import Nothing
 from ...policies.errors import CandidateError, ModelError
+from ...policies.own_network import into_evaluation
 from ..data import DataSet
 from .distillation import SoftTargets
 from .ensemble import members
@@ -72,7 +73,7 @@ class Hints:
         return self.soft.loss(teacher, label_smoothing)
 
     def stages(self, student: nn.Module, teacher: nn.Module, data: DataSet, recipe: Recipe) -> tuple[Stage, ...]:
-        guide = copy.deepcopy(members(teacher)[0]).eval()
+        guide = into_evaluation(copy.deepcopy(members(teacher)[0]))
         examples = _examples(student, guide, self.hint, data)
         if examples is None:
             return self.soft.stages(student, teacher, data, recipe)
@@ -186,7 +187,7 @@ def _examples(student: nn.Module, guide: nn.Module, hint: Hint, data: DataSet) -
 
     A branch that was dropped leaves a zero behind, and a network of another shape may have something else by that name.
     """
-    student = copy.deepcopy(student).eval()
+    student = into_evaluation(copy.deepcopy(student))
     layer = dict(student.named_modules()).get(hint.student)
     if layer is None or isinstance(layer, Nothing):
         return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...policies.errors import ModelError
 from ...policies.forms import weighted_modules
+from ...policies.own_network import into_evaluation
 
 
 class _ReachedError(Exception):
@@ -48,7 +49,7 @@ def middle_layer(network: nn.Module, x: Tensor) -> str:
     ModelError
         Where there is none.
     """
-    network = copy.deepcopy(network).eval()
+    network = into_evaluation(copy.deepcopy(network))
     order: dict[str, None] = {}
 
     def seen(name: str) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...policies.own_network import into_evaluation
 from ..data import DataSet
 from .loop import Loss, Recipe
 from .teaching import Stage
@@ -46,7 +47,7 @@ def regression(teacher: nn.Module, teacher_weight: float, label_smoothing: float
     teacher_weight
         a, in [0, 1].
     """
-    teacher = copy.deepcopy(teacher).eval()
+    teacher = into_evaluation(copy.deepcopy(teacher))
 
     def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

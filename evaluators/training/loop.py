@@ -17,6 +17,7 @@ from torch.nn import functional
 from ...policies.errors import CandidateError
 from ...policies.files import write_atomically
 from ...policies.layout import layout
+from ...policies.own_network import into_evaluation
 from ...policies.state import load_tensors, tensors_of
 from ..data import DataSet, Pictures
 from .augment import Augment
@@ -112,7 +113,7 @@ def train(
     for penalty in recipe.penalties:
         penalty.finish(model)
     # What is measured next must not depend on how the weights lie in memory.
-    model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    into_evaluation(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _epoch(

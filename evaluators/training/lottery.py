@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...policies import forms
+from ...policies.own_network import into_evaluation
 from ...policies.state import load_tensors, tensors_of
 from ...policies.techniques.prune_magnitude import largest
 from ..data import DataSet
@@ -170,4 +171,4 @@ def train_early(model: nn.Module, data: DataSet, recipe: Recipe, epochs: int, *,
         if epochs:
             train(model, data, recipe, seed=seed, on_epoch=stop)
     except _EarlyEnough:
-        model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        into_evaluation(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

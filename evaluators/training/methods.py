@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...policies.errors import ConfigError, ModelError
+from ...policies.own_network import into_evaluation
 from .distillation import SoftTargets
 from .ensemble import members
 from .hints import Hint, Hints
@@ -66,7 +67,7 @@ def _output(network: nn.Module, layer: str, x: Tensor, where: str) -> Tensor:
         raise ConfigError(f"{where}: the network has no layer '{layer}'; {hint}")
     try:
         with torch.no_grad():
-            output = output_of(copy.deepcopy(network).eval(), layer, x)
+            output = output_of(into_evaluation(copy.deepcopy(network)), layer, x)
     except ModelError as error:
         raise ConfigError(f"{where}: {error}") from error
     if not isinstance(output, Tensor) or output.ndim not in (2, 4):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import forms
 from ..coding.tensors import UniformTensor
 from ..errors import ModelError
+from ..own_network import into_evaluation
 from .onnx_graph import drop_zero_additions, fold_batch_norm, fold_padding, write
 from .qdq import EightBitLayer, insert_qdq
 from .tracing import OnnxTracer
@@ -53,7 +54,7 @@ def export_onnx(
         Where the network cannot be exported, or an 8-bit layer cannot be exported as one.
     """
     layers = _eight_bit_layers(model)
-    graph = (tracer or OnnxTracer()).graph((plain or forms.plain(model)).eval(), example, opset)
+    graph = (tracer or OnnxTracer()).graph(into_evaluation(plain or forms.plain(model)), example, opset)
     if isinstance(graph, onnx.ModelProto):
         if layers:
             raise ModelError(

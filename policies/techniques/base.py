@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
@@ -108,10 +108,25 @@ class Calibration:
     gradients
         (N, ...) of each picture's loss with respect to the layer's output for the same inputs; ``None`` where no technique
         asked. Their squares are on average those of the cross-entropy with labels drawn from the network's own prediction.
+    later
+        The same of further calls for the same pictures, where one forward pass calls the layer more than once: maps of other
+        sizes stand apart, and what is summed over a picture is summed over its calls.
     """
 
     inputs: Tensor
     gradients: Tensor | None = None
+    later: tuple[Calibration, ...] = ()
+
+    @classmethod
+    def from_calls(cls, inputs: Sequence[Tensor], gradients: Sequence[Tensor] = ()) -> Calibration:
+        """Join what each call saw, one tensor (N, ...) a call; gradients of all calls or of none."""
+        each = [cls(*pair) for pair in zip(inputs, gradients, strict=True)] if gradients else [cls(x) for x in inputs]
+        return cls(each[0].inputs, each[0].gradients, tuple(each[1:]))
+
+    @property
+    def calls(self) -> tuple[Calibration, ...]:
+        """Every call by itself, in the order of the forward pass."""
+        return (self, *self.later)
 
 
 ADDED_LATER: Mapping[str, bool] = MappingProxyType({"added_later": True})

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import forms
 from ..errors import PolicyError
-from ..second_order import Pruning, layer_hessian
+from ..second_order import Pruning, hessian_of_calls
 from ..watching import watching
 from .base import Calibration, LayerInfo
 
@@ -61,10 +61,10 @@ def layer_hessians(
     """
     if calibration is None or calibration.inputs.numel() == 0:
         raise PolicyError(f"{technique}: second-order work needs calibration inputs of the layer, got none")
-    found: dict[nn.Module, Tensor] = {}
+    inputs: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
 
-    def record(layer: nn.Module, inputs: Tensor) -> None:
-        found[layer] = _remembered(layer, inputs)
+    def record(layer: nn.Module, x: Tensor) -> None:
+        inputs[layer].append(x)
 
     for layer in layers:
         if type(layer).forward not in (nn.Conv2d.forward, nn.Linear.forward):
@@ -73,22 +73,25 @@ def layer_hessians(
                 f"{technique}: expected a torch Conv2d or Linear, got {kind}; leave it out for this layer"
             )
     with watching({layer: layer for layer in layers}, record), torch.no_grad():
-        module(calibration.inputs)
-    return [found[layer] for layer in layers]
+        for call in calibration.calls:
+            module(call.inputs)
+    return [_remembered(layer, tuple(inputs[layer])) for layer in layers]
 
 
 # Tensors compare element by element, so that only their identity can be a key.
 _known: Any = WeakIdKeyDictionary()
 
 
-def _remembered(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """The Hessian, measured once for each tensor of inputs as long as that is kept: a bank asks for each of its variants."""
+def _remembered(layer: nn.Module, calls: tuple[Tensor, ...]) -> Tensor:
+    """The Hessian, measured once for the inputs of the calls as long as the first's are kept: a bank asks for each variant."""
     geometry = [getattr(layer, name, None) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")]
-    known = _known.setdefault(inputs, {})
-    key = (type(layer), *geometry)
+    known = _known.setdefault(calls[0], {})
+    key = (type(layer), *geometry, *map(id, calls[1:]))
     if key not in known:
-        known[key] = layer_hessian(layer, inputs)
-    return known[key]
+        # The later calls' tensors are held, so that their ids stay theirs.
+        known[key] = calls[1:], hessian_of_calls(layer, calls)
+    hessian: Tensor = known[key][1]
+    return hessian
 
 
 # Of the layer that was pruned last alone: a bank makes one layer's variants after the other.

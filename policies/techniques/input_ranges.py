@@ -22,18 +22,20 @@ _MOST_VALUES = 1 << 17
 """Values that clipped ranges are chosen by; of more, as many are drawn by even steps."""
 
 
-def input_range(inputs: Tensor, method: RangeMethod) -> tuple[float, float]:
+def input_range(inputs: Tensor | Sequence[Tensor], method: RangeMethod) -> tuple[float, float]:
     """Least and greatest input that can be told apart in 8 bit; beyond them inputs are clipped.
 
     Parameters
     ----------
     inputs
-        Any shape.
+        Any shape; of a layer that is called more than once, the inputs of each call: one range holds them all.
     method
         ``minmax``: of all inputs; ``percentile``: the middle 99.9 % of them (Wu 2020, 2004.09602, section 3.2, there of
         magnitudes); ``mse``: the range around 0 of least squared error among 33 shares (1 down to 0.2) of ``minmax``.
     """
-    return _METHODS[method](inputs)
+    if isinstance(inputs, Tensor):
+        return _METHODS[method](inputs)
+    return _METHODS[method](inputs[0] if len(inputs) == 1 else torch.cat([x.flatten() for x in inputs]))
 
 
 def what_is_needed(method: RangeMethod) -> Callable[[Tensor], Tensor]:
@@ -58,19 +60,20 @@ def input_ranges(
     """
     if calibration is None or calibration.inputs.numel() == 0:
         raise PolicyError(f"{technique}: activations int8 needs calibration inputs of the layer, got none")
-    ranges: list[tuple[nn.Module, float, float]] = []
+    inputs: dict[nn.Module, list[Tensor]] = {}
 
-    def record(layer: nn.Module, inputs: Tensor) -> None:
-        if not inputs.isfinite().all():
+    def record(layer: nn.Module, x: Tensor) -> None:
+        if not x.isfinite().all():
             raise CandidateError(f"{technique}: expected finite calibration inputs, got nan or inf; check the network")
-        ranges.append((layer, *input_range(inputs, method)))
+        inputs.setdefault(layer, []).append(x)
 
-    if list(layers) == [module]:
-        record(module, calibration.inputs)
-    else:
-        with watching({layer: layer for layer in layers}, record), torch.no_grad():
-            module(calibration.inputs)
-    return ranges
+    for call in calibration.calls:
+        if list(layers) == [module]:
+            record(module, call.inputs)
+        else:
+            with watching({layer: layer for layer in layers}, record), torch.no_grad():
+                module(call.inputs)
+    return [(layer, *input_range(x, method)) for layer, x in inputs.items()]
 
 
 def _minmax(inputs: Tensor) -> tuple[float, float]:

@@ -61,7 +61,7 @@ class RewritePooled(Rewrite):
                 raise PolicyError(
                     f"{self.name}: fitting to the outputs needs calibration inputs of the layer, got none"
                 )
-            settle(parts, layer, calibration.inputs)
+            settle(parts, layer, [call.inputs for call in calibration.calls])
         return parts
 
     def outline(self, module: nn.Module) -> nn.Module:

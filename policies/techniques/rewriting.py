@@ -223,24 +223,26 @@ def rewritten(
     moment = layer_hessians(technique, layer, [layer], calibration)[0]
     parts = build(fitted(compose, start, layer.weight, moment))
     assert calibration is not None
-    settle(parts, layer, calibration.inputs)
+    settle(parts, layer, [call.inputs for call in calibration.calls])
     return parts
 
 
-def settle(parts: nn.Sequential, layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> None:
-    """Give the last part its least squares on what the parts before really make of the inputs, in place.
+def settle(parts: nn.Sequential, layer: nn.Conv2d | nn.Linear, inputs: Sequence[Tensor]) -> None:
+    """Give the last part its least squares on what the parts before really make of each call's inputs, in place.
 
     This knows what one convolution in place of all does not: maps that are padded in between, and the outputs' mean. Of a
     depthwise last part the bias alone is set.
     """
     last = cast("nn.Conv2d | nn.Linear", parts[-1])
     with torch.no_grad():
-        seen, wanted = parts[:-1](inputs), layer(inputs)
+        seen = [parts[:-1](x) for x in inputs]
+        wanted = [layer(x) for x in inputs]
         if getattr(last, "groups", 1) == 1:
             weight, bias = regressed(last, seen, wanted)
             last.weight.copy_(weight)
         elif last.bias is not None:
-            bias = last.bias + (wanted - last(seen)).transpose(0, 1).flatten(1).mean(1)
+            lacking = [(y - last(x)).transpose(0, 1).flatten(1) for x, y in zip(seen, wanted)]
+            bias = last.bias + torch.cat(lacking, 1).mean(1)
         if last.bias is not None:
             last.bias.copy_(bias)
 

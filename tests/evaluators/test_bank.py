@@ -139,7 +139,7 @@ def test_solving_again_what_a_cut_leaves_lowers_the_output_error(layer):
     root, keep = {"conv2": ("conv1", 16), "fc1": ("conv2", 32)}[layer]
     variant = bank.variant(layer, ((root, keep, "energy"),), ())
     lost = bank._cutter.lost(layer, "in", ((root, keep, "energy"),))
-    plain, x = copy.deepcopy(model.get_submodule(layer)), Observations.of(model, graph, pictures).inputs(layer)
+    plain, x = copy.deepcopy(model.get_submodule(layer)), Observations.of(model, graph, pictures).inputs(layer)[0]
     with torch.no_grad():
         expected = plain(x)
         cut(plain, "in", lost)
@@ -171,7 +171,7 @@ def test_the_norm_behind_a_layer_follows_its_mean_and_spread():
     norm, dense = variant.norms["bn2"], model.bn2
     assert torch.allclose(norm.running_mean, 3 * dense.running_mean, atol=1e-2)
     assert torch.allclose(norm.running_var, 9 * dense.running_var, rtol=1e-2)
-    x = Observations.of(model, graph, pictures).inputs("conv2")
+    x = Observations.of(model, graph, pictures).inputs("conv2")[0]
     with torch.no_grad():
         assert torch.allclose(norm(variant.plain(x)), dense(model.conv2(x)), atol=1e-2)
     narrow = bank.variant("conv1", (("conv1", 8, "energy"),), ()).norms["bn1"]

@@ -44,18 +44,18 @@ def test_inputs_and_outputs_are_those_of_each_layer():
         first = model.conv1(PICTURES)
         second = model.relu1(model.bn1(first))
         hidden = model.flatten(model.pool(model.relu2(model.bn2(model.conv2(second)))))
-        assert torch.equal(seen.inputs("conv1"), PICTURES)
+        assert torch.equal(seen.inputs("conv1")[0], PICTURES)
         assert torch.equal(seen.outputs("conv1"), first.transpose(0, 1).reshape(32, -1))
-        assert torch.allclose(seen.inputs("conv2"), second, atol=1e-6)
-        assert torch.allclose(seen.inputs("fc1"), hidden, atol=1e-6)
+        assert torch.allclose(seen.inputs("conv2")[0], second, atol=1e-6)
+        assert torch.allclose(seen.inputs("fc1")[0], hidden, atol=1e-6)
         assert torch.allclose(seen.outputs("fc2"), model(PICTURES).T, atol=1e-5)
-    assert not seen.inputs("conv2").requires_grad
+    assert not seen.inputs("conv2")[0].requires_grad
 
 
 def test_the_hessian_is_the_mean_product_of_the_inputs():
     model, graph = made(DigitsCNN)
     seen = Observations.of(model, graph, PICTURES)
-    x = seen.inputs("fc2").double()
+    x = seen.inputs("fc2")[0].double()
     assert torch.allclose(seen.hessian("fc2"), x.T @ x / len(PICTURES), atol=1e-5)
     assert seen.hessian("fc2") is seen.hessian("fc2")
 
@@ -98,7 +98,7 @@ def test_the_weighted_error_is_about_what_the_loss_rises_by():
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         changed.fc.weight += 0.05 * torch.randn(changed.fc.weight.shape, generator=generator)
-        change = as_channels(model.fc, changed.fc(seen.inputs("fc"))) - seen.outputs("fc")
+        change = as_channels(model.fc, changed.fc(seen.inputs("fc")[0])) - seen.outputs("fc")
         estimate = float((change.square().mean(1) * seen.squared_gradients["fc"]).sum())
         dense = model(pictures).log_softmax(1)
         rise = functional.kl_div(changed(pictures).log_softmax(1), dense, log_target=True, reduction="batchmean")
@@ -110,7 +110,7 @@ def test_a_frozen_network_is_seen_like_any_other_and_no_gradients_stay():
     frozen = copy.deepcopy(model).requires_grad_(False)
     one, other = (Observations.of(m, graph, PICTURES) for m in (model, frozen))
     for name in graph.layers:
-        assert torch.allclose(one.inputs(name), other.inputs(name), atol=1e-6)
+        assert torch.allclose(one.inputs(name)[0], other.inputs(name)[0], atol=1e-6)
         assert torch.allclose(one.squared_gradients[name], other.squared_gradients[name])
     for m, trains in ((model, True), (frozen, False)):
         assert all(p.grad is None and p.requires_grad is trains for p in m.parameters())
@@ -140,11 +140,11 @@ def test_inputs_are_those_of_the_moment_even_where_they_are_overwritten_later():
     model = Overwriting().eval().requires_grad_(False)
     pictures = PICTURES.clone()
     seen = Observations.of(model, ModelGraph.trace(model, pictures[:1].clone()), pictures)
-    assert torch.equal(seen.inputs("first"), PICTURES - 1.0)
+    assert torch.equal(seen.inputs("first")[0], PICTURES - 1.0)
     assert torch.equal(pictures, PICTURES)
 
 
-def test_a_layer_called_at_several_sizes_is_judged_by_the_first():
+def test_every_call_of_a_layer_is_seen_each_at_its_own_size():
     class Repeating(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -156,8 +156,13 @@ def test_a_layer_called_at_several_sizes_is_judged_by_the_first():
 
     model = Repeating().eval()
     seen = Observations.of(model, ModelGraph.trace(model, PICTURES[:1]), PICTURES)
-    assert seen.inputs("conv").shape == (2 * len(PICTURES), 1, 8, 8)
-    assert seen.outputs("conv").shape == (1, 2 * len(PICTURES) * 64)
+    count, graph = len(PICTURES), ModelGraph.trace(model, PICTURES[:1])
+    assert [x.shape for x in seen.inputs("conv")] == [(count, 1, 8, 8), (count, 1, 8, 8), (count, 1, 4, 4)]
+    first, second, third = seen.inputs("conv")
+    assert torch.allclose(second, model.conv(first)) and torch.equal(first, PICTURES)
+    assert torch.allclose(third, functional.avg_pool2d(model.conv(second), 2), atol=1e-6)
+    assert seen.outputs("conv").shape == (1, count * (64 + 64 + 16))
+    assert seen.squared_gradients["conv"].shape == (1,) and graph.layers["conv"].calls == 3
 
 
 @pytest.mark.parametrize(("room", "pictures"), [(100, 12), (10, 10), (1, 8)])
@@ -166,4 +171,4 @@ def test_as_many_pictures_are_kept_as_the_memory_holds(monkeypatch, room, pictur
     each = 4 * ((64 + 3 * 9) + (9 * 3 + 9 * 5) + (5 + 4))
     monkeypatch.setattr(observe, "OBSERVED_BYTES", room * each)
     seen = Observations.of(model, graph, PICTURES)
-    assert torch.equal(seen.inputs("conv"), PICTURES[:pictures])
+    assert torch.equal(seen.inputs("conv")[0], PICTURES[:pictures])

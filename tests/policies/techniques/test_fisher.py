@@ -108,6 +108,6 @@ def test_observations_hand_the_gradients_over_once_and_leave_the_network_as_it_w
     model, pictures = DigitsCNN().eval(), normal(12, 1, 8, 8)
     seen = Observations.of(model, ModelGraph.trace(model, pictures[:1]), pictures)
     assert seen.with_gradients("conv2") is seen.with_gradients("conv2")
-    assert torch.allclose(seen.with_gradients("conv2").inputs, seen.inputs("conv2"), atol=1e-6)
+    assert torch.allclose(seen.with_gradients("conv2").inputs, seen.inputs("conv2")[0], atol=1e-6)
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())

@@ -182,7 +182,7 @@ def test_pooling_is_exact_for_weights_that_do_not_tell_positions_apart_and_bette
 def test_regression_is_the_least_squares_of_a_library_where_inputs_spread_widely(bias):
     layer, inputs = filled(nn.Linear(5, 3, bias=bias), normal(3, 5)), normal(4000, 5, seed=1) + 0.5
     wanted = inputs @ normal(3, 5, seed=2).T + bias * normal(3, seed=3) + 0.1 * normal(4000, 3, seed=4)
-    weight, found = regressed(layer, inputs, wanted)
+    weight, found = regressed(layer, [inputs], [wanted])
     design = torch.cat([inputs, torch.ones(4000, 1)], 1) if bias else inputs
     expected = torch.linalg.lstsq(design, wanted).solution.T
     # A small ridge holds to the old weights.
@@ -193,7 +193,7 @@ def test_regression_is_the_least_squares_of_a_library_where_inputs_spread_widely
 def test_regression_moves_no_weight_of_a_silent_input():
     layer, inputs = filled(nn.Conv2d(3, 4, 3, padding=1), normal(4, 3, 3, 3)), normal(8, 3, 6, 6)
     inputs[:, 1] = 0
-    weight, _ = regressed(layer, inputs, normal(8, 4, 6, 6, seed=2))
+    weight, _ = regressed(layer, [inputs], [normal(8, 4, 6, 6, seed=2)])
     assert torch.equal(weight[:, 1], layer.weight[:, 1])
     assert not torch.equal(weight[:, 0], layer.weight[:, 0])
 
