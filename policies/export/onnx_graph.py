@@ -20,22 +20,6 @@ from ..errors import ModelError
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 
 
-@dataclass(frozen=True)
-class ShapeConstants:
-    """What a graph computes from shapes alone.
-
-    Parameters
-    ----------
-    values
-        By tensor.
-    reshapes
-        The shape that a reshape is given, by its output; -1 for the number of pictures.
-    """
-
-    values: dict[str, np.ndarray]
-    reshapes: dict[str, np.ndarray]
-
-
 @dataclass
 class Graph:
     """A network as ONNX nodes in topological order.
@@ -54,6 +38,8 @@ class Graph:
         Those values that are a matrix transposed.
     factors
         For each node that batch norm was folded into (by its output): the factor of each output channel, (C,) float64.
+    literals
+        Those values that the graph itself holds as constants: they are the same in every network of its structure.
     """
 
     model: onnx.ModelProto
@@ -62,6 +48,7 @@ class Graph:
     parameters: dict[str, str]
     transposed: set[str]
     factors: dict[str, np.ndarray]
+    literals: set[str]
 
     @property
     def inputs(self) -> list[str]:
@@ -103,6 +90,7 @@ def read(model: onnx.ModelProto, tensors: Mapping[str, np.ndarray] | None = None
     nodes: list[onnx.NodeProto] = []
     parameters: dict[str, str] = {}
     transposed: set[str] = set()
+    literals: set[str] = set()
     renamed: dict[str, str] = {}
     for node in model.graph.node:
         _replace_inputs(node, renamed)
@@ -110,8 +98,10 @@ def read(model: onnx.ModelProto, tensors: Mapping[str, np.ndarray] | None = None
         constant = constant_of(node)
         if constant is not None:
             values[target] = constant
+            literals.add(target)
         elif node.op_type == "Identity" and source in values and target not in outputs:
             values[target] = values[source]
+            literals.update({target} if source in literals else ())
         elif node.op_type == "Identity" and target not in outputs:
             renamed[target] = source
         elif node.op_type == "Transpose" and source in values:
@@ -120,7 +110,7 @@ def read(model: onnx.ModelProto, tensors: Mapping[str, np.ndarray] | None = None
             transposed.add(target)
         else:
             nodes.append(node)
-    return Graph(model, nodes, values, parameters, transposed, {})
+    return Graph(model, nodes, values, parameters, transposed, {}, literals)
 
 
 def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
@@ -138,23 +128,34 @@ def has_control_flow(model: onnx.ModelProto) -> bool:
 
 def write(graph: Graph, extra_outputs: Sequence[str] = ()) -> bytes:
     """The model with only what its outputs need; equal values are stored once."""
-    wanted = {*graph.outputs, *extra_outputs}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    first: dict[int, str] = {}
-    alias = {name: first.setdefault(id(array), name) for name, array in graph.values.items() if name in wanted}
-    initializers = [numpy_helper.from_array(graph.values[name], name) for name in sorted(set(alias.values()))]
+    nodes = needed(graph.nodes, [*graph.outputs, *extra_outputs])
     outputs = [onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in graph.outputs]
-    made = helper.make_graph(
-        [_copied(node, alias) for node in reversed(kept)],
-        "network",
-        list(graph.model.graph.input),
-        [*graph.model.graph.output, *outputs],
-        initializers,
-    )
+    return model_of(graph, nodes, list(graph.model.graph.input), [*graph.model.graph.output, *outputs])
+
+
+def needed(nodes: Sequence[onnx.NodeProto], names: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that compute these tensors, in their order."""
+    wanted = set(names)
+    needed: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted.update(node.input)
+    return needed[::-1]
+
+
+def model_of(
+    graph: Graph,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+) -> bytes:
+    """A model of these nodes of the graph; equal values are stored once."""
+    read = {name for node in nodes for name in node.input} | {value.name for value in outputs}
+    first: dict[int, str] = {}
+    alias = {name: first.setdefault(id(array), name) for name, array in graph.values.items() if name in read}
+    initializers = [numpy_helper.from_array(graph.values[name], name) for name in sorted(set(alias.values()))]
+    made = helper.make_graph([_copied(node, alias) for node in nodes], "network", inputs, outputs, initializers)
     model = helper.make_model(made, producer_name="paretopress", opset_imports=list(graph.model.opset_import))
     model.ir_version = graph.model.ir_version
     return model.SerializeToString()
@@ -243,59 +244,13 @@ def fold_padding(graph: Graph) -> None:
     graph.nodes = kept
 
 
-def shape_constants(graph: Graph, example: np.ndarray) -> ShapeConstants:
-    """What is computed from shapes alone and does not change with the number of pictures.
-
-    The exporter writes each size as a chain of small operators; the network is run on one and on three copies of
-    ``example`` (1, C, H, W), and what comes out equal is a constant.
-    """
-    edges = _shape_edges(graph)
-    if not edges:
-        return ShapeConstants({}, {})
-    reshapes = [node for node in graph.nodes if node.op_type == "Reshape" and node.input[1] in edges]
-    names = [*edges, *(node.output[0] for node in reshapes)]
-    session, source = _session(write(graph, names)), graph.inputs[0]
-    one, three = (dict(zip(names, session.run(names, {source: np.repeat(example, n, 0)}))) for n in (1, 3))
-    values = {name: one[name] for name in edges if np.array_equal(one[name], three[name])}
-    targets = {}
-    for node in reshapes:
-        first, second = (np.array(found[node.output[0]].shape) for found in (one, three))
-        if node.input[1] not in values and (first != second).sum() == 1:
-            targets[node.output[0]] = np.where(first == second, first, -1)
-    return ShapeConstants(values, targets)
-
-
-def settle_shapes(graph: Graph, constants: ShapeConstants) -> None:
-    """Put the constants in the place of what computes them."""
-    graph.values.update(constants.values)
-    for node in graph.nodes:
-        target = constants.reshapes.get(node.output[0])
-        if target is not None:
-            node.input[1] = f"{node.output[0]}_shape"
-            graph.values[node.input[1]] = target
-    graph.nodes = [node for node in graph.nodes if node.output[0] not in graph.values]
-
-
-def _shape_edges(graph: Graph) -> list[str]:
-    """Tensors computed from shapes alone that a node working on pictures reads."""
-    shapes: set[str] = set()
-    edges: dict[str, None] = {}
-    for node in graph.nodes:
-        computed = [name for name in node.input if name and name not in graph.values]
-        if node.op_type == "Shape" or (node.input and shapes.issuperset(computed)):
-            shapes.update(node.output)
-        else:
-            edges.update(dict.fromkeys(name for name in computed if name in shapes))
-    return list(edges)
-
-
 def tensor_ranges(
     graph: Graph, names: Sequence[str], x: np.ndarray, batch_size: int = 8
 ) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each named tensor over pictures (N, C, H, W) in the float network."""
     if not names:
         return {}
-    session, source = _session(write(graph, names)), graph.inputs[0]
+    session, source = open_session(write(graph, names)), graph.inputs[0]
     found = dict.fromkeys(names, (np.inf, -np.inf))
     for start in range(0, len(x), batch_size):
         arrays = session.run(list(names), {source: x[start : start + batch_size]})
@@ -305,7 +260,8 @@ def tensor_ranges(
     return found
 
 
-def _session(data: bytes) -> onnxruntime.InferenceSession:
+def open_session(data: bytes) -> onnxruntime.InferenceSession:
+    """The model in the runtime, with one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,16 +19,8 @@ from torch.onnx import TrainingMode
 
 from ..errors import ModelError
 from ..state import tensors_alone, to_array
-from .onnx_graph import (
-    Graph,
-    ShapeConstants,
-    attribute,
-    constant_of,
-    has_control_flow,
-    read,
-    settle_shapes,
-    shape_constants,
-)
+from .constants import ShapeConstants, fold_constants, settle_shapes, shape_constants
+from .onnx_graph import Graph, attribute, constant_of, has_control_flow, read
 from .structure import named_tensors, structure
 
 # Operators whose attributes and outputs do not depend on how many channels there are, in so far as constants do not.
@@ -75,20 +68,39 @@ class Trace:
     head
         The weight that the output comes from, and its number of outputs; ``None`` where the graph may depend on channel
         counts.
+    steady
+        Whether a network of the same structure with other values has the same trace; ``None`` where none was tried.
     """
 
     model: onnx.ModelProto
     tensors: tuple[str, ...] | None
     constants: ShapeConstants
     head: tuple[str, int] | None
+    steady: bool | None = None
 
     def graph(self, tensors: Mapping[str, Tensor]) -> Graph:
-        """The graph with these tensors for the network's own; shapes are settled."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        graph = read(model, {} if self.tensors is None else merged({name: tensors[name] for name in self.tensors}))
+        """The graph with these tensors for the network's own; shapes are settled, and what is computed from tensors alone."""
+        graph = _filled(self.model, self.tensors, tensors)
         settle_shapes(graph, self.constants)
+        fold_constants(graph)
         return graph
+
+    def is_of(self, model: nn.Module | None, example: Tensor, opset: int) -> bool:
+        """Whether it is this network's trace too, tensors aside."""
+        if model is None:
+            return False
+        try:
+            exported, constant = _exported(model, example, opset)
+            other = _trace(exported, named_tensors(model), example, constant)
+        # With other values the forward pass may go other ways, or nowhere.
+        except Exception:
+            return False
+        return (
+            self.tensors == other.tensors
+            and self.head == other.head
+            and self.model.SerializeToString(deterministic=True) == other.model.SerializeToString(deterministic=True)
+            and self.constants.equals(other.constants)
+        )
 
     def serves(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether it serves networks of these channel counts too."""
@@ -97,6 +109,9 @@ class Trace:
 
 class OnnxTracer:
     """Traces networks, and knows those of its last structures again.
+
+    A trace is used a second time only once a network of other values has given the same one: a forward pass may hand values
+    of its tensors to the tracer as constants in more ways than the tracer warns of.
 
     Parameters
     ----------
@@ -127,29 +142,56 @@ class OnnxTracer:
         known = structure(model)
         free: Hashable = (known, tuple(example.shape), example.dtype, opset)
         exact: Hashable = (free, tuple(tuple(tensor.shape) for tensor in tensors.values()))
-        trace = None if known is None else self._found(free, exact, tensors)
-        if trace is None:
-            exported, constant = export(model, example, opset)
-            if has_control_flow(exported):
-                return exported
-            trace = _trace(exported, tensors, example, constant)
-            if known is not None and trace.tensors is not None:
-                self._keep(free if trace.head else exact, trace)
+        place = None if known is None else self._place(free, exact, tensors)
+        if place is not None and self._is_steady(place, model, example, opset):
+            return self._traces[place].graph(tensors)
+        exported, constant = export(model, example, opset)
+        if has_control_flow(exported):
+            return exported
+        trace = _trace(exported, tensors, example, constant)
+        if known is not None and place is None and trace.tensors is not None:
+            self._keep(free if trace.head else exact, trace)
         return trace.graph(tensors)
 
-    def _found(self, free: Hashable, exact: Hashable, tensors: Mapping[str, Tensor]) -> Trace | None:
+    def _place(self, free: Hashable, exact: Hashable, tensors: Mapping[str, Tensor]) -> Hashable | None:
+        """Under what a trace of networks like this one is kept."""
         for key in (free, exact):
             trace = self._traces.get(key)
             if trace is not None and (key is exact or trace.serves(tensors)):
                 self._traces.move_to_end(key)
-                return trace
+                return key
         return None
+
+    def _is_steady(self, place: Hashable, model: nn.Module, example: Tensor, opset: int) -> bool:
+        """Whether a kept trace does not depend on values; tried when it is first wanted again."""
+        trace = self._traces[place]
+        if trace.steady is None:
+            trace = self._traces[place] = replace(trace, steady=trace.is_of(_jogged(model), example, opset))
+        return bool(trace.steady)
 
     def _keep(self, key: Hashable, trace: Trace) -> None:
         self._traces[key] = trace
         self._traces.move_to_end(key)
         while len(self._traces) > self.capacity:
             self._traces.popitem(last=False)
+
+
+def _jogged(model: nn.Module) -> nn.Module | None:
+    """A copy whose tensors hold other values, what is positive stays so; ``None`` where the network cannot be copied."""
+    generator = torch.Generator().manual_seed(0)
+
+    def jogged(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.detach()
+        noise = torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
+        value = tensor.detach() * (0.75 + noise / 2) + noise / 64
+        return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+    try:
+        return copy.deepcopy(model, {id(tensor): jogged(tensor) for tensor in named_tensors(model).values()})
+    # The network is the user's own code, and so is how it is copied.
+    except Exception:
+        return None
 
 
 def export(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelProto, bool]:
@@ -160,6 +202,10 @@ def export(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelPro
     ModelError
         Where the network cannot be exported.
     """
+    return _exported(model, example, opset)
+
+
+def _exported(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelProto, bool]:
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(record=True) as warned, tensors_alone(model):
@@ -212,8 +258,15 @@ def _trace(exported: onnx.ModelProto, tensors: Mapping[str, Tensor], example: Te
         merges = [node for node in exported.graph.node if node.op_type != "Identity" or node.output[0] not in names]
         del exported.graph.node[:], exported.graph.initializer[:]
         exported.graph.node.extend(merges)
-    bare = Trace(exported, names, ShapeConstants({}, {}), head)
-    return Trace(exported, names, shape_constants(bare.graph(tensors), example.detach().numpy()), head)
+    constants = shape_constants(_filled(exported, names, tensors), example.detach().numpy())
+    return Trace(exported, names, constants, head)
+
+
+def _filled(model: onnx.ModelProto, names: Sequence[str] | None, tensors: Mapping[str, Tensor]) -> Graph:
+    """The traced graph, with these tensors where it does not hold the network's own."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return read(copied, {} if names is None else merged({name: tensors[name] for name in names}))
 
 
 def _tensor_names(exported: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> tuple[str, ...] | None:
