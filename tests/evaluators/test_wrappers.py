@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from paretopress.evaluators.models import load_weights
 from paretopress.evaluators.paths import ModulePath, package_variables
 from paretopress.evaluators.ray_pool import pickle_without_tensors
 from paretopress.evaluators.torchvision_guard import import_torchvision
+from paretopress.evaluators.training.task import TrainingTask
 from paretopress.evaluators.wrappers import check_copies, unwrap
 from paretopress.policies.errors import ModelError
 from torch import nn
@@ -156,3 +158,20 @@ def test_a_package_that_only_the_path_of_the_run_knows_is_known_to_its_workers(t
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert printed.stdout.strip().endswith(str(tmp_path / "of_a_copy"))
     assert set(package_variables()) <= {"PYTHONPATH"}
+
+
+def test_a_network_of_a_module_that_only_the_driver_finds_is_unpickled_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "own modules"
+    folder.mkdir()
+    (folder / "found_by_the_driver_alone.py").write_text(
+        "from torch import nn\nclass Net(nn.Linear):\n    pass\ndef carry_out(checkpoint, on_epoch):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    module = importlib.import_module("found_by_the_driver_alone")
+    (tmp_path / "task").write_bytes(pickle.dumps(TrainingTask(module.Net(2, 3), module.carry_out, 1)))
+    code = "import pickle, sys; print(type(pickle.load(open(sys.argv[1], 'rb')).model).__module__)"
+    command = [sys.executable, "-c", code, str(tmp_path / "task")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert printed.stdout.strip() == "found_by_the_driver_alone"
