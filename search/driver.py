@@ -83,7 +83,8 @@ def doubt_of_all(session: Session) -> str | None:
         return (
             f"budgets.error: {text}: a network that answers as the dense one does ({dense_pct:.2f} % error on validation"
             f" pictures) is on no number of pictures {confidence:.0%} certain to keep it; expected a budget that allows a loss."
-            " Members that are not better than the dense network are ordered by the upper bound of their error and marked as not certain"
+            " Members that are not better than the dense network are ordered by the upper bound of their error and marked as not"
+            " certain"
         )
     return (
         f"budgets.error: {text}: {pictures:,} validation pictures are too few for a network that loses nothing to be"
