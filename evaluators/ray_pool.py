@@ -6,8 +6,10 @@ import io
 import logging
 import math
 import os
+import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -375,7 +377,7 @@ def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[A
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": package_variables()},
+                runtime_env={"env_vars": package_variables(), **({} if address else local_environment())},
             )
     # Where its processes do not come up in time, Ray raises an Exception of no class of its own.
     except Exception as error:
@@ -384,6 +386,12 @@ def start_ray(workers: int, threads: int | None, address: str | None) -> tuple[A
             f"cannot {where}: {one_line(str(error))}; check that, or use workers in this process"
         ) from error
     return ray, True
+
+
+def local_environment() -> dict[str, str]:
+    """Make the runtime environment of a Ray on this machine: its workers' shell command does not quote the interpreter's path."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def pickle_without_tensors(value: object) -> bytes:

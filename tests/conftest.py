@@ -23,10 +23,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def foreign_ray() -> Iterator[None]:
     """A Ray that the pools did not start and must leave running: it is shared because starting one takes 5 s."""
     import ray
+    from paretopress.evaluators.ray_pool import local_environment
 
     # Ray's own default is 15: beside other work its processes would take minutes to come up.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env=local_environment(),
+    )
     yield
     assert ray.is_initialized(), "a pool has shut down a Ray that it had not started"
     ray.shutdown()

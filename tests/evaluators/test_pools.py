@@ -220,6 +220,23 @@ def test_a_cluster_out_of_reach_is_told() -> None:
         RayPool(build_actor, workers=1, address="127.0.0.1:9")
 
 
+def test_workers_start_where_the_interpreters_path_has_a_blank(tmp_path: Path) -> None:
+    """Ray puts its path into a shell's command without quotes."""
+    environment = tmp_path / "a folder"
+    environment.mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        (environment / entry.name).symlink_to(entry)
+    code = (
+        "from paretopress.evaluators.ray_pool import RayPool\n"
+        "from paretopress.tests.contracts.pool import build_actor, finish, job\n"
+        "with RayPool(build_actor, workers=1, threads_per_worker=1) as pool:\n"
+        "    print(finish(pool, job('a', 'threads'))['a'].result)\n"
+    )
+    python = str(environment / "bin" / Path(sys.executable).name)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0 and "'torch': 1" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_refused_connection_may_pass_and_a_missing_file_may_not() -> None:
     assert fault_of(ConnectionRefusedError(111, "refused")).kind == "infrastructure"
     assert fault_of(FileNotFoundError(2, "no such file")).kind == "candidate"
