@@ -74,8 +74,11 @@ class Observations:
                 source = batch.detach().requires_grad_(True)
                 logits = model(source.clone())
                 labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-                # Only what leads to the pictures: the gradients of parameters are not asked for.
-                functional.cross_entropy(logits, labels, reduction="sum").backward(inputs=[source])
+                loss = functional.cross_entropy(logits, labels, reduction="sum")
+                # Only what leads to the pictures: the gradients of parameters are not asked for. A network may cut itself
+                # off from them (torch.no_grad() in forward); its layers can be compressed, but not be ranked by the loss.
+                if loss.requires_grad:
+                    torch.autograd.grad(loss, source, allow_unused=True)
         joined = {
             name: Calibration.from_calls([torch.cat(parts) for parts in calls])
             for name, calls in inputs.items()
@@ -145,7 +148,8 @@ def _watched(
             def add(gradient: Tensor) -> None:
                 gradients[name] += as_channels(module, gradient).square().sum(1)
 
-            output.register_hook(add)
+            if output.requires_grad:
+                output.register_hook(add)
 
         return record
 
