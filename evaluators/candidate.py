@@ -282,13 +282,13 @@ class CandidateEvaluator:
         return Candidate(compressed, plain, onnx, press)
 
     def _press(self, compressed: CompressedModel) -> bytes:
-        settings, policy, tensors = self.bench.settings, compressed.plan.policy, compressed.stored()
+        settings, policy = self.bench.settings, compressed.plan.policy
         if not settings.compact:
-            return encode(tensors, {"policy": policy.as_dict()}, self._memory, settings.coder)
+            return encode(compressed.stored_once(), {"policy": policy.as_dict()}, self._memory, settings.coder)
         brief: dict[str, Any] = {"policy": brief_policy(policy, list(self.bench.graph.layers))}
         if settings.network is not None:
             brief[NETWORK] = settings.network
-        return encode(numbered(tensors, compressed.model), brief, None, settings.coder, compact=True)
+        return encode(numbered(compressed.stored(), compressed.model), brief, None, settings.coder, compact=True)
 
     def _measure(self, candidate: Candidate, mistakes: np.ndarray, watch: Stopwatch) -> dict[str, Any]:
         error = 100 * float(np.mean(mistakes))

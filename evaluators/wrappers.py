@@ -11,9 +11,8 @@ from torch import jit, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from ..policies.copying import put_in_place, sharing_copy
+from ..policies.copying import copies_of_computed, put_in_place, sharing_copy
 from ..policies.errors import ModelError
-from ..policies.own_network import copies_of_computed
 
 _HOLDERS = (DataParallel, DistributedDataParallel, AveragedModel)
 _TIMM_HOLDERS = frozenset({"ModelEma", "ModelEmaV2", "ModelEmaV3"})

@@ -22,6 +22,7 @@ from .forms import (
     INPUT_RANGE,
     WEIGHTED,
     drop_input_range,
+    form_of,
     plain,
     set_binary_input,
     set_input_range,
@@ -39,6 +40,7 @@ from .techniques import Calibration, Phase, Technique
 from .techniques.base import Resumable, outline
 from .techniques.hessians import SecondOrder
 from .techniques.input_ranges import RangeMethod, input_range, what_is_needed
+from .ties import names_told, ties_touched, untie
 
 # Bits a weight below which batch norms are estimated anew. Without training, ResNet-20 on CIFAR-10 errs on 10.8 % of 1000
 # pictures; with 3 bits in its blocks on 23.4 %, on 12.8 % with new estimates from 256 pictures; with 2 bits on 87.2 and
@@ -69,6 +71,11 @@ class CompressedModel:
         """Every tensor of ``plain().state_dict()`` that inference needs, in its stored form."""
         return dict(_stored_tensors(self.model))
 
+    def stored_once(self) -> dict[str, StoredTensor]:
+        """The same; a tensor that layers still share stands under its first name alone."""
+        told = names_told(self.model, self.plan.ties)
+        return {name: tensor for name, tensor in self.stored().items() if name not in told}
+
 
 def apply_plan(
     plan: Plan,
@@ -95,6 +102,7 @@ def apply_plan(
         Where a technique fails on the actual weights.
     """
     model = into_evaluation(copy.deepcopy(model))
+    untie(model, ties_touched(plan.ties, [layer.layer.name for layer in plan.layers]))
     importance = importance or Importance(model, graph.groups, calibration[:STATISTICS_BATCH], energies)
     groups = {group.root: group for group in graph.groups}
     choices = {
@@ -134,6 +142,7 @@ def restore(
     state = {name: torch.from_numpy(np.array(tensor.decode())) for name, tensor in tensors.items()}
     counts = {root: len(state[f"{root}.weight"]) for root in plan.dead if f"{root}.weight" in state}
     drop_some(model, [group for group in graph.groups if group.root in plan.dead], counts)
+    untie(model, [tie for tie in plan.ties if any(name in state for name in tie[1:])])
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -147,6 +156,9 @@ def restore(
         raise FormatError(
             f"the stored tensors do not fit the policy: missing {missing[:5]}, unexpected {unexpected[:5]}"
         )
+    # Networks may keep what they have computed from their tensors for evaluation, until they train again.
+    model.train()
+    model.eval()
     if calibration is not None:
         _set_ranges(plan, model, calibration, changed=False)
     return model
@@ -195,14 +207,16 @@ def round_vectors(model: nn.Module, bits: int = 8) -> None:
     The relative error is 2^-(bits + 1) at most. The tensors are new ones, since the network may share its old ones with
     another.
     """
+    rounded: dict[nn.Parameter, nn.Parameter] = {}
     for place, module in model.named_modules():
         # A codebook is a vector too; its precision is what was asked for.
         if ".parametrizations" in f".{place}":
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
-                rounded = significant(parameter.detach(), bits)
-                setattr(module, name, nn.Parameter(rounded, requires_grad=parameter.requires_grad))
+                value = significant(parameter.detach(), bits)
+                # What layers share stays shared.
+                setattr(module, name, rounded.setdefault(parameter, nn.Parameter(value, parameter.requires_grad)))
 
 
 def settle_and_quantize(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
@@ -329,7 +343,7 @@ def _stored_leaves(name: str, module: nn.Module) -> list[str]:
     if ".parametrizations" in f".{name}":
         return []
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-    first = ["weight"] if isinstance(module, WEIGHTED) else []
+    first = ["weight"] if isinstance(module, WEIGHTED) and ("weight" in own or form_of(module) is not None) else []
     left_out = {*first, "num_batches_tracked", *module._non_persistent_buffers_set, *(INPUT_RANGE if first else ())}
     return first + [leaf for leaf in own if leaf not in left_out]
 

@@ -51,12 +51,13 @@ def settle_statistics(model: nn.Module) -> None:
     for norm in model.modules():
         if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.affine:
             mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            # New tensors: two batch norms may share a scale and differ in their statistics.
             with torch.no_grad():
                 scale = norm.weight / (variance + norm.eps).sqrt()
-                norm.bias.sub_(scale * mean)
-                norm.weight.copy_(scale)
-                mean.zero_()
-                variance.fill_(1 - norm.eps)
+                norm.bias = nn.Parameter(norm.bias - scale * mean, norm.bias.requires_grad)
+                norm.weight = nn.Parameter(scale, norm.weight.requires_grad)
+                norm.running_mean = torch.zeros_like(mean)
+                norm.running_var = torch.full_like(variance, 1 - norm.eps)
 
 
 def settle_and_record(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
@@ -36,6 +36,32 @@ def sharing_copy(model: nn.Module) -> nn.Module:
         memo[id(module)].__dict__.update(attributes)
     made: nn.Module = memo[id(model)]
     return made
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """What ``copy.deepcopy`` makes, of networks too whose modules hold tensors that were computed with gradients."""
+    return copy.deepcopy(model, copies_of_computed(model))
+
+
+def copies_of_computed(model: nn.Module) -> dict[int, Any]:
+    """Return copies by identity, as ``copy.deepcopy`` takes them, of the tensors that a forward pass left in attributes.
+
+    Such are the weights that hooks of ``weight_norm`` and of pruning leave behind. They are part of a graph of autograd, which
+    torch does not copy.
+    """
+    return {id(x): x.detach().clone() for module in model.modules() for x in _computed(vars(module).values())}
+
+
+def _computed(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Tensors in attributes (also in lists and mappings of them) that autograd computed."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if not value.is_leaf:
+                yield value
+        elif isinstance(value, Mapping):
+            yield from _computed(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _computed(value)
 
 
 def _is_copied_by_its_attributes(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -17,10 +17,13 @@ from .errors import ModelError
 from .forms import WEIGHTED, weighted_modules
 from .labelled_groups import labelled_groups
 from .labels import OUTPUTS
+from .own_forward import calls_of, has_own_forward, why_left_alone
 from .policy import Scalar
 from .reading import attributes_read
 from .slicing import Slot, can_cut, cut_channels
 from .techniques.base import LayerInfo
+from .ties import tied_names
+from .unreached import tensors_read
 from .watching import feature_means
 
 
@@ -44,6 +47,10 @@ class ModelGraph:
         The shape that a policy gave the network; empty where it came as it is.
     activations
         ReLUs that stand right behind a layer.
+    left_alone
+        Convolutions and linear layers that no policy may name -> why.
+    ties
+        The names of each tensor that several layers share.
     """
 
     layers: Mapping[str, LayerInfo]
@@ -53,6 +60,8 @@ class ModelGraph:
     branches: tuple[Branch, ...] = ()
     shape: Mapping[str, Scalar] = field(default_factory=dict)
     activations: tuple[Activation, ...] = ()
+    left_alone: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def trace(cls, model: nn.Module, example: Tensor, of_shape: Mapping[str, Scalar] | None = None) -> ModelGraph:
@@ -68,19 +77,22 @@ class ModelGraph:
         ModelError
             Where the forward pass fails, or reaches no convolution and no linear layer.
         """
-        layers = _trace_layers(model, example)
+        layers, left_alone = _trace_layers(model, example)
         if not layers:
+            reasons = "".join(f"\n  '{name}': {reason}" for name, reason in left_alone.items())
             raise ModelError(
-                "the network has no nn.Conv2d and no nn.Linear that its forward pass reaches; nothing to compress"
+                "the network has no nn.Conv2d and no nn.Linear that its forward pass calls as such; nothing to"
+                f" compress{reasons}"
             )
         shape, branches, given = tuple(example.shape[1:]), find_branches(model, example), dict(of_shape or {})
         relus = find_activations(model, example, layers)
         try:
-            groups = _groups(model, example, layers)
+            groups = _around(_groups(model, example, layers), left_alone)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return cls(layers, (), shape, reason, branches, given, relus)
-        return cls(_with_positions(layers, groups), groups, shape, None, branches, given, relus)
+            return cls(layers, (), shape, reason, branches, given, relus, left_alone, tied_names(model))
+        placed = _with_positions(layers, groups)
+        return cls(placed, groups, shape, None, branches, given, relus, left_alone, tied_names(model))
 
     def group_of(self, layer: str) -> ChannelGroup | None:
         """The group that the layer's outputs belong to."""
@@ -159,7 +171,8 @@ def drop_channels(
         parameter.grad = None
 
 
-def _trace_layers(model: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
+def _trace_layers(model: nn.Module, example: Tensor) -> tuple[dict[str, LayerInfo], dict[str, str]]:
+    """The layers that the forward pass calls, and why some of its convolutions and linear layers are left alone."""
     layers: dict[str, LayerInfo] = {}
     hooks = []
     for name, module in weighted_modules(model):
@@ -183,8 +196,35 @@ def _trace_layers(model: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
     finally:
         for hook in hooks:
             hook.remove()
+    left_alone = _left_alone(model, example, layers)
     read = attributes_read(model, example, layers)
-    return {name: replace(layer, read=read.get(name, ())) for name, layer in layers.items()}
+    infos = {name: replace(layer, read=read.get(name, ())) for name, layer in layers.items() if name not in left_alone}
+    return infos, left_alone
+
+
+def _left_alone(model: nn.Module, example: Tensor, called: Collection[str]) -> dict[str, str]:
+    modules = dict(weighted_modules(model))
+    own = {name: modules[name] for name in called if has_own_forward(modules[name])}
+    calls = calls_of(model, own, example) if own else {}
+    reasons = {name: reason for name in own if (reason := why_left_alone(own[name], calls[name])) is not None}
+    uncalled = {name: module for name, module in modules.items() if name not in called}
+    read = tensors_read(model, example) if uncalled else set()
+    passed_by = [name for name, module in uncalled.items() if any(id(p) in read for p in module.parameters())]
+    return reasons | dict.fromkeys(passed_by, "the forward pass uses its weight without calling it")
+
+
+def _around(groups: Sequence[ChannelGroup], left_alone: Mapping[str, str]) -> tuple[ChannelGroup, ...]:
+    """The groups; refused are those that a layer belongs to which is left alone."""
+
+    def refusal(group: ChannelGroup) -> str | None:
+        if not left_alone or group.refusal is not None:
+            return group.refusal
+        if not group.slots:
+            return "it is coupled in a way that cannot be followed beside layers with a forward pass of their own"
+        name = next((slot.module for slot in group.slots if slot.module in left_alone), None)
+        return None if name is None else f"it goes through '{name}', which is left as it is: {left_alone[name]}"
+
+    return tuple(replace(group, refusal=refusal(group)) for group in groups)
 
 
 def _layer_info(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerInfo:

@@ -8,7 +8,7 @@ which every further copy of it has too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .copying import private_copy
 from .errors import ModelError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -47,21 +48,13 @@ def own_copy(model: nn.Module) -> nn.Module:
         Where the network cannot be copied, or has no evaluation mode.
     """
     try:
-        copied = copy.deepcopy(model, copies_of_computed(model))
+        copied = private_copy(model)
     # Objects refuse to be copied in ways of their own.
     except Exception as error:
         raise ModelError(
             f"the network cannot be copied ({type(error).__name__}: {error}); expected that copy.deepcopy(model) works"
         ) from error
     return into_evaluation(copied)
-
-
-def copies_of_computed(model: nn.Module) -> dict[int, Any]:
-    """Return copies by identity, as ``copy.deepcopy`` takes them, of the tensors that a forward pass left in attributes.
-
-    Such a tensor is part of a graph of autograd, which torch does not copy.
-    """
-    return {id(x): x.detach().clone() for module in model.modules() for x in _computed(vars(module).values())}
 
 
 def settle_calls(model: nn.Module, pictures: Tensor) -> list[str]:
@@ -95,18 +88,6 @@ def settle_calls(model: nn.Module, pictures: Tensor) -> list[str]:
             )
             break
     return notes
-
-
-def _computed(values: Any) -> Iterator[Tensor]:
-    """Tensors in attributes (also in lists and mappings of them) that autograd computed."""
-    for value in values:
-        if isinstance(value, Tensor):
-            if not value.is_leaf:
-                yield value
-        elif isinstance(value, Mapping):
-            yield from _computed(value.values())
-        elif isinstance(value, list | tuple):
-            yield from _computed(value)
 
 
 def _changes_input(model: nn.Module, pictures: Tensor) -> bool:

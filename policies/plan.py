@@ -64,6 +64,8 @@ class Plan:
         Roots of the groups whose channels without a connection are dropped once weights are pruned.
     collapsed
         ReLUs that go, and with some the layers before them, in the network's order.
+    ties
+        The names of each tensor that several layers of the network share.
     """
 
     policy: Policy
@@ -72,6 +74,7 @@ class Plan:
     dropped: tuple[Branch, ...] = ()
     dead: tuple[str, ...] = ()
     collapsed: tuple[Collapsed, ...] = ()
+    ties: tuple[tuple[str, ...], ...] = ()
 
 
 def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
@@ -129,7 +132,7 @@ def make_plan(policy: Policy, graph: ModelGraph) -> Plan:
     order = {name: position for position, name in enumerate(graph.layers)}
     plans.sort(key=lambda p: order[p.layer.name])
     channel_steps = {root: technique for root, (technique, _) in kept.items()}
-    return Plan(final, channel_steps, tuple(plans), dropped, emptied, collapsed)
+    return Plan(final, channel_steps, tuple(plans), dropped, emptied, collapsed, graph.ties)
 
 
 def before(plan: Plan, phase: Phase) -> Plan:

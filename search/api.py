@@ -24,6 +24,7 @@ from ..policies.errors import ConfigError, DataError, InputError, ModelError, Ru
 from ..policies.files import write_bytes
 from ..policies.graph import ModelGraph
 from ..policies.own_network import into_evaluation, own_copy
+from ..policies.plain_layers import make_plain
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
 from ..policies.version import VERSION
@@ -488,6 +489,7 @@ class Candidate:
         if not content.is_file():
             raise WorkError(f"{content} is missing; 'paretopress resume {self.front.run.path}' makes it again")
         example = data.preprocess(data.calibration.images[:1])
+        network = make_plain(network.eval(), example).model
         graph = ModelGraph.trace(network, example, of_shape=self.policy.shape)
         return restore(make_plan(self.policy, graph), graph, network, decode(content.read_bytes()).tensors)
 

@@ -14,6 +14,7 @@ from ..evaluators.workbench import Settings, Workbench
 from ..policies.errors import InputError, PolicyError
 from ..policies.graph import ModelGraph
 from ..policies.own_network import into_evaluation, settle_calls
+from ..policies.plain_layers import make_plain
 from ..policies.policy import Policy
 from .caller_state import keep_caller_state
 from .checking import check_outputs, export_reference
@@ -89,6 +90,7 @@ def apply_policy(
     example = pictures.preprocess(pictures.calibration.images[:1])
     check_outputs(network, pictures)
     settle_calls(network, example)
+    network = make_plain(network, example).model
     reference = export_reference(network, pictures)
     graph = ModelGraph.trace(network, example)
     bench = Workbench(network, graph, pictures.without_test(), reference, Settings())

@@ -29,6 +29,7 @@ from ..evaluators.training.checkpoints import OnEpoch
 from ..evaluators.training.task import TrainingTask
 from ..evaluators.workbench import Settings, Workbench
 from ..evaluators.wrappers import check_copies
+from ..policies.apply import CompressedModel
 from ..policies.architectures import SHAPED
 from ..policies.architectures.shapes import FAMILY, network_of
 from ..policies.coding.press import encode
@@ -36,8 +37,10 @@ from ..policies.errors import ConfigError, ModelError
 from ..policies.graph import ModelGraph
 from ..policies.loading import described
 from ..policies.own_network import into_evaluation, own_copy, settle_calls
+from ..policies.plain_layers import left_alone_notes, make_plain
+from ..policies.plan import make_plan
 from ..policies.policy import Policy
-from ..policies.state import tensors_of, to_bytes, to_dense
+from ..policies.state import tensors_of, to_bytes
 from ..policies.version import VERSION
 from ..spaces.layerwise import KNOBS, LayerwiseSpace, Menu, make_units
 from ..spaces.shapes import ShapeSpace
@@ -150,9 +153,12 @@ def prepare(
     model = _settled(model, data, say)
     for note in splits.notes:
         say(note)
-    reference = export_reference(model, data)
     example = data.preprocess(data.calibration.images[:1])
-    graph = ModelGraph.trace(model, example)
+    plain = make_plain(model, example)
+    model, graph = plain.model, ModelGraph.trace(plain.model, example)
+    for note in (*plain.notes, *left_alone_notes(graph.left_alone)):
+        say(note)
+    reference = export_reference(model, data)
     torch.set_num_threads(max(1, threads))
     teachers = read_teachers(config.recovery, model, data, config.seed, "recovery")
     hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
@@ -338,8 +344,7 @@ def measure_baseline(prepared: Prepared, config: Config) -> dict[str, float]:
     bench, data = prepared.bench, prepared.data
     assert data.test is not None
     cores = available_cores()
-    state = tensors_of(bench.model).items()
-    tensors = {name: to_dense(value) for name, value in state if not name.endswith("num_batches_tracked")}
+    tensors = CompressedModel(bench.model, make_plan(Policy(), bench.graph)).stored_once()
     probe = LatencyProbe(bench.reference, prepared.example.numpy(), config.latency.threads)
     latency = probe.measure(bench.reference, pairs=config.latency.pairs, seed=config.seed)
     error = file_error(bench.reference, data, data.test, cores)
@@ -447,6 +452,7 @@ def _workers(config: Config) -> tuple[int, int]:
 
 def _check_before_training(config: Config, model: nn.Module, data: DataSet) -> None:
     """Refuse what could not be searched once it is trained."""
+    model = make_plain(model, data.preprocess(data.calibration.images[:1])).model
     export_reference(model, data)
     graph = ModelGraph.trace(model, data.preprocess(data.calibration.images[:1]))
     assert config.model.train is not None
