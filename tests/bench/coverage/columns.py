@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from paretopress.evaluators.macs import profile
 from paretopress.evaluators.runtime import logits, session
 from paretopress.policies.apply import CompressedModel, apply_plan, round_vectors
@@ -17,39 +15,28 @@ from paretopress.policies.export.onnx import export_onnx
 from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy
-from paretopress.spaces.layerwise import LayerwiseSpace, Menu, make_units
+from paretopress.spaces.layerwise import Menu
 from torch import Tensor, nn
 
+from .comparing import (
+    FLOAT_TOLERANCE,
+    INT8_TIMES,
+    INT8_TOLERANCE,
+    TEST_PICTURES,
+    TEST_SEED,
+    Finding,
+    distance_of,
+    outputs_of,
+    policy_of,
+)
+from .exported import members
 from .networks import draw_pictures
-
-TEST_PICTURES = 4
-TEST_SEED = 1
-FLOAT_TOLERANCE = 1e-3
-# An untrained network multiplies rounding, one more than the other: what 8 bit does to torch's own network is the measure.
-INT8_TOLERANCE = 0.15
-INT8_TIMES = 3.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a cell found.
-
-    Parameters
-    ----------
-    figures
-        By name, with the unit in the name.
-    complaints
-        What is not as it should be; none where the cell passes.
-    """
-
-    figures: Mapping[str, float]
-    complaints: tuple[str, ...] = field(default=())
 
 
 def prune_channels(model: nn.Module, pictures: Tensor) -> Finding:
     """A quarter of the channels of every group that can lose some; multiply-accumulates and parameters must fall."""
     graph = ModelGraph.trace(model, pictures[:1])
-    policy = _policy(graph, Menu(channels=(0.75,)))
+    policy = policy_of(graph, Menu(channels=(0.75,)))
     if not policy.layers:
         raise PolicyError(_why_no_channels(graph))
     compressed = _compress(policy, graph, model, pictures)
@@ -62,9 +49,9 @@ def prune_channels(model: nn.Module, pictures: Tensor) -> Finding:
 def int8(model: nn.Module, pictures: Tensor) -> Finding:
     """Every layer with 8-bit weights and inputs; the ONNX file must shrink."""
     graph = ModelGraph.trace(model, pictures[:1])
-    compressed = _compress(_policy(graph, Menu(precision=("w8a8",))), graph, model, pictures)
+    compressed = _compress(policy_of(graph, Menu(precision=("w8a8",))), graph, model, pictures)
     x = draw_pictures(TEST_PICTURES, pictures.shape[-1], TEST_SEED)
-    rounding = _distance(_outputs(compressed.model, x), _outputs(model, x))
+    rounding = distance_of(outputs_of(compressed.model, x), outputs_of(model, x))
     figures, complaints, data = _exported(compressed, pictures, max(INT8_TOLERANCE, INT8_TIMES * rounding))
     dense = export_onnx(model, pictures[:1], calibration=None)
     figures |= {"onnx_bytes_ratio": len(data) / len(dense), "rounding": rounding}
@@ -74,7 +61,7 @@ def int8(model: nn.Module, pictures: Tensor) -> Finding:
 def low_rank(model: nn.Module, pictures: Tensor) -> Finding:
     """Factors of half the weights for every layer that has some; multiply-accumulates and parameters must fall."""
     graph = ModelGraph.trace(model, pictures[:1])
-    compressed = _compress(_policy(graph, Menu(rank=(0.5,))), graph, model, pictures)
+    compressed = _compress(policy_of(graph, Menu(rank=(0.5,))), graph, model, pictures)
     figures, complaints = _computed(model, compressed, pictures)
     figures |= {"layers": len(graph.layers), "layers_factorized": len(compressed.plan.layers)}
     return Finding(figures, complaints)
@@ -83,7 +70,7 @@ def low_rank(model: nn.Module, pictures: Tensor) -> Finding:
 def share_and_code(model: nn.Module, pictures: Tensor) -> Finding:
     """Half the weights pruned, 16 values for the rest of each layer; the stored file must shrink and be read bit for bit."""
     graph = ModelGraph.trace(model, pictures[:1])
-    compressed = _compress(_policy(graph, Menu(sparsity=(0.5,), precision=("k16",))), graph, model, pictures)
+    compressed = _compress(policy_of(graph, Menu(sparsity=(0.5,), precision=("k16",))), graph, model, pictures)
     figures, complaints, _ = _exported(compressed, pictures, FLOAT_TOLERANCE)
     stored = compressed.stored()
     data = encode(stored, {"policy": compressed.plan.policy.as_dict()})
@@ -102,12 +89,8 @@ COLUMNS: dict[str, Callable[[nn.Module, Tensor], Finding]] = {
     "int8 export": int8,
     "low rank": low_rank,
     "sharing + coding": share_and_code,
+    "one process": members,
 }
-
-
-def _policy(graph: ModelGraph, menu: Menu) -> Policy:
-    units = make_units(graph, "none", ())
-    return LayerwiseSpace(graph, units, dict.fromkeys(units, menu)).policy({})
 
 
 def _why_no_channels(graph: ModelGraph) -> str:
@@ -143,24 +126,14 @@ def _exported(
     """The ONNX file, and how far ONNX Runtime is from torch on pictures that no range was measured on."""
     data = export_onnx(compressed.model, pictures[:1], calibration=pictures)
     x = draw_pictures(TEST_PICTURES, pictures.shape[-1], TEST_SEED)
-    expected, found = _outputs(compressed.model, x), logits(session(data), x.numpy(), TEST_PICTURES)
+    expected, found = outputs_of(compressed.model, x), logits(session(data), x.numpy(), TEST_PICTURES)
     if found.shape != expected.shape:
         return {}, (f"the exported network's output is {found.shape}, expected {expected.shape}",), data
-    distance = _distance(found, expected)
+    distance = distance_of(found, expected)
     # A distance that is not a number is not near.
     near = distance <= tolerance
     wrong = f"ONNX Runtime is {distance:.2g} of the outputs' spread away from torch, expected at most {tolerance:.2g}"
     return {"distance": distance}, () if near else (wrong,), data
-
-
-def _outputs(model: nn.Module, x: Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return model(x).numpy()
-
-
-def _distance(found: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square difference over the standard deviation of what is expected."""
-    return float(np.sqrt(((found - expected) ** 2).mean()) / expected.std())
 
 
 def _not_fallen(figures: Mapping[str, float], name: str) -> tuple[str, ...]:
