@@ -489,7 +489,7 @@ class Candidate:
         if not content.is_file():
             raise WorkError(f"{content} is missing; 'paretopress resume {self.front.run.path}' makes it again")
         example = data.preprocess(data.calibration.images[:1])
-        network = make_plain(network.eval(), example).model
+        network = make_plain(into_evaluation(network), example).model
         graph = ModelGraph.trace(network, example, of_shape=self.policy.shape)
         return restore(make_plan(self.policy, graph), graph, network, decode(content.read_bytes()).tensors)
 
