@@ -78,8 +78,7 @@ class SpaceConfig(_Menus):
     )
     precision: tuple[str, ...] = Field(
         ("float32", "w8a8", "w7a8"),
-        description=f"how the weights are held: {KNOWN}. On x86 processors without VNNI w8a8 is as slow as float32 and w7a8"
-        " is not",
+        description=f"how the weights are held: {KNOWN}. On x86 processors without VNNI w8a8 needs slower kernels than w7a8",
     )
     rank: tuple[float, ...] = Field(
         (1.0,), description="shares of a layer's weights that its factors keep; 1: not factorized"
