@@ -66,8 +66,8 @@ def by_algorithm(layers: Iterable[LayerInfo]) -> dict[str, int]:
     Layers that an algorithm cannot compute are counted direct. Which of them a runtime uses, and where, is its own choice:
     these are counts, not predictions of latency.
     """
-    found = list(layers)
-    counts = {DIRECT: sum(layer.macs * layer.calls for layer in found)}
+    calls = [call for layer in layers for call in layer.each_call()]
+    counts = {DIRECT: sum(call.macs for call in calls)}
     for name, algorithm in ALGORITHMS.items():
-        counts[name] = sum(algorithm.multiplications(layer) * layer.calls for layer in found)
+        counts[name] = sum(algorithm.multiplications(call) for call in calls)
     return counts

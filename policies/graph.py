@@ -179,9 +179,11 @@ def _trace_layers(model: nn.Module, example: Tensor) -> tuple[dict[str, LayerInf
 
         def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
             known = layers.get(name)
-            layers[name] = (
-                replace(known, calls=known.calls + 1) if known else _layer_info(name, module, inputs[0], output)
-            )
+            if known is None:
+                layers[name] = _layer_info(name, module, inputs[0], output)
+                return
+            outputs = (*known.later_outputs, tuple(output.shape[1:]))
+            layers[name] = replace(known, calls=known.calls + 1, later_outputs=outputs)
 
         hooks.append(module.register_forward_hook(record))
     try:

@@ -23,7 +23,7 @@ from ..policies.coding.press import decode
 from ..policies.errors import ConfigError, DataError, InputError, ModelError, RunDirectoryError, WorkError
 from ..policies.files import write_bytes
 from ..policies.graph import ModelGraph
-from ..policies.own_network import into_evaluation, own_copy
+from ..policies.own_network import into_evaluation, own_copy, settle_calls
 from ..policies.plain_layers import make_plain
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
@@ -490,7 +490,10 @@ class Candidate:
             raise WorkError(f"{content} is missing; 'paretopress resume {self.front.run.path}' makes it again")
         example = data.preprocess(data.calibration.images[:1])
         network = make_plain(into_evaluation(network), example).model
-        graph = ModelGraph.trace(network, example, of_shape=self.policy.shape)
+        # What is handed out is the caller's own network and nothing of ours; what is traced must not change its example.
+        traced = own_copy(network)
+        settle_calls(traced, example)
+        graph = ModelGraph.trace(traced, example, of_shape=self.policy.shape)
         return restore(make_plan(self.policy, graph), graph, network, decode(content.read_bytes()).tensors)
 
     def _network(self) -> tuple[nn.Module, DataSet]:

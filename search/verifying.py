@@ -25,7 +25,7 @@ from ..policies.apply import restore
 from ..policies.coding.press import decode
 from ..policies.errors import InputError, ParetopressError
 from ..policies.graph import ModelGraph
-from ..policies.own_network import into_evaluation
+from ..policies.own_network import into_evaluation, settle_calls
 from ..policies.plain_layers import make_plain
 from ..policies.plan import make_plan
 from ..policies.policy import Policy
@@ -192,6 +192,7 @@ def _stored_agrees(
     part = data.test.take(slice(0, LIKENESS_PICTURES))
     x = data.preprocess(part.images)
     try:
+        settle_calls(dense, x[:2])
         dense = make_plain(dense, x[:1]).model
         graph = ModelGraph.trace(dense, x[:1], of_shape=policy.shape)
         calibration = data.preprocess(data.calibration.images)

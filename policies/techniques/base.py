@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -44,6 +44,8 @@ class LayerInfo:
         Its attributes that the network reads beside calling it, as ``weight``.
     calls
         How often one forward pass runs it: more than once where layers share their weights. Shapes are those of the first.
+    later_outputs
+        Output shapes of the calls after the first, which maps of other sizes may make others.
     positions
         Of a linear layer behind the flattening of a (C, H, W) map: H W, as many of its features in a row are one channel's;
         1 otherwise, and where the channels are not known.
@@ -62,6 +64,7 @@ class LayerInfo:
     read: tuple[str, ...] = ()
     calls: int = 1
     positions: int = 1
+    later_outputs: tuple[tuple[int, ...], ...] = ()
 
     @property
     def weights(self) -> int:
@@ -73,11 +76,16 @@ class LayerInfo:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one call for one picture (a linear layer may act on many positions)."""
+        """Multiply-accumulates of the first call for one picture (a linear layer may act on many positions)."""
         positions = 1
         for size in self.output_shape[1:] if self.kind == "conv2d" else self.output_shape[:-1]:
             positions *= size
         return self.weights * positions
+
+    def each_call(self) -> tuple[LayerInfo, ...]:
+        """Return the layer as each of its calls in a forward pass meets it, by its output's shape."""
+        once = replace(self, calls=1, later_outputs=())
+        return (once, *(replace(once, output_shape=shape) for shape in self.later_outputs))
 
 
 @dataclass(frozen=True)

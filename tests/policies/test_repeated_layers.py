@@ -7,8 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from paretopress.evaluators.macs import profile
 from paretopress.evaluators.observe import Observations
 from paretopress.evaluators.runtime import logits, session
+from paretopress.evaluators.winograd import by_algorithm
 from paretopress.policies.apply import apply_plan
 from paretopress.policies.dead import _constants
 from paretopress.policies.export.onnx import export_onnx
@@ -240,3 +242,13 @@ def test_a_channel_that_is_constant_in_each_call_but_not_the_same_is_no_constant
     model = Constant()
     first, constant = _constants(model, [Slot("conv", "in", (0, 1))], torch.zeros(1, 2, 4, 4))["conv"]
     assert first.tolist() == [1.0, 1.0] and constant.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_multiplications_of_every_call_are_counted_at_its_own_size(name: str) -> None:
+    model, pictures = made(NETWORKS[name][0])
+    layers = ModelGraph.trace(model, pictures[:1]).layers.values()
+    direct = by_algorithm(layers)["direct"]
+    assert (
+        direct == sum(call.macs for layer in layers for call in layer.each_call()) == profile(model, pictures[:1]).macs
+    )
