@@ -21,6 +21,7 @@ from ..policies.errors import CandidateError
 from ..policies.graph import input_energies
 from ..policies.importance import Importance
 from ..policies.own_network import into_evaluation, settle_calls
+from ..policies.plain_layers import make_plain
 from ..policies.plan import Plan, make_plan
 from ..policies.policy import Policy
 from ..policies.state import load_tensors, tensors_of
@@ -203,6 +204,7 @@ class ControlEvaluator:
         ]
         structure = replace(plan, layers=tuple(p for p in early if p.techniques), dead=())
         graph = self.evaluator.bench.graph
+        network = make_plain(network, self._calibration[:1]).model
         return apply_plan(structure, graph, network, self._calibration, importance=importance).model
 
     def _train(self, model: nn.Module, recipe: Recipe, seed: int) -> None:
