@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,13 @@ def check_repeatable(model: nn.Module, samples: Samples) -> None:
         With the cause, as far as it can be told.
     """
     watched = _Watch()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: value.detach().clone() for name, value in state.items()}
     with torch.no_grad():
         with watched:
             first = model(samples.x.clone())
         again = model(samples.x.clone())
-    after = model.state_dict()
-    changed = [name for name, value in before.items() if not torch.equal(value, after[name].to(value.dtype))]
-    model.load_state_dict(before)
+    changed = _changes_undone(model, before)
     if changed:
         raise ModelError(
             f"the network changes {', '.join(changed[:3])} in evaluation mode: what a picture gives depends on the pictures"
@@ -98,6 +98,16 @@ def check_repeatable(model: nn.Module, samples: Samples) -> None:
             f"the network gives other logits for a picture alone than for the same picture in a batch, apart by"
             f" {apart.distance:.2g} of their spread{_batch_cause(model)}; each picture must be judged by itself"
         )
+
+
+def _changes_undone(model: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are no longer as they were, which are put back."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    changed = [name for name, value in before.items() if not torch.equal(value, state[name])]
+    with torch.no_grad():
+        for name in changed:
+            state[name].copy_(before[name])
+    return changed
 
 
 def check_file(model: nn.Module, file: bytes, samples: Samples) -> None:
