@@ -54,9 +54,7 @@ def has_own_forward(module: nn.Module) -> bool:
     names = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
     own = any(getattr(type(module), name) is not getattr(kind, name) or name in vars(module) for name in names)
     hooked = bool(module._forward_pre_hooks or module._forward_hooks)
-    return (
-        own or hooked or parametrize.is_parametrized(module) or not isinstance(getattr(module, "weight", None), Tensor)
-    )
+    return own or hooked or not _has_own_weight(module)
 
 
 def calls_of(model: nn.Module, layers: Mapping[str, nn.Module], pictures: Tensor) -> dict[str, list[Call]]:
@@ -116,7 +114,7 @@ def why_left_alone(module: nn.Module, calls: Collection[Call]) -> str | None:
     """Why a layer cannot be compressed as what it says it is; ``None`` where it computes that, padding of its own aside."""
     if not all(_is_simple(call) for call in calls):
         return f"{_kind(module)} is called with more than one tensor"
-    if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
+    if not _has_own_weight(module):
         return f"the weight of {_kind(module)} is computed"
     if all(_is_same(_torch_forward(module, call.inputs[0]), call.output) for call in calls):
         return None
@@ -252,10 +250,16 @@ def _is_same(value: Tensor | None, expected: Tensor) -> bool:
     return float((value - expected).square().mean().sqrt()) <= TOLERANCE * spread or torch.equal(value, expected)
 
 
+def _has_own_weight(module: nn.Module) -> bool:
+    """Whether the weight is a parameter and not computed from others."""
+    return not parametrize.is_parametrized(module) and module._parameters.get("weight") is not None
+
+
 def _torch_kind(module: nn.Module) -> type[nn.Module]:
     return nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
 
 
 def _kind(module: nn.Module) -> str:
     kind = type(module)
-    return f"{kind.__module__}.{kind.__qualname__}" if kind.__qualname__ in ("Conv2d", "Linear") else kind.__qualname__
+    name = f"{kind.__module__}.{kind.__qualname__}" if kind.__qualname__ in ("Conv2d", "Linear") else kind.__qualname__
+    return f"{name} with its hooks" if module._forward_pre_hooks or module._forward_hooks else name

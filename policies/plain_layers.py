@@ -22,7 +22,7 @@ from .errors import ModelError
 from .forms import weighted_modules
 from .own_forward import calls_of, has_own_forward, plain_layer, why_left_alone
 from .ties import tied_names
-from .unreached import left_out, unreached_modules
+from .unreached import left_out, unreached_parts
 
 TOLERANCE = 1e-5
 SHOWN = 3
@@ -59,9 +59,9 @@ def make_plain(model: nn.Module, example: Tensor) -> PlainNetwork:
     ModelError
         Where the changed network would compute something else.
     """
-    unreached = unreached_modules(model, example)
     own = [name for name, module in weighted_modules(model) if has_own_forward(module)]
-    if not unreached and not own and not any(_is_wrapped(module) for module in model.modules()):
+    wrapped = any(_is_wrapped(module) for module in model.modules())
+    if not own and not wrapped and not unreached_parts(model, example):
         return PlainNetwork(model, _tie_notes(model))
     pictures = torch.cat([example, 0.5 * example.flip(-1) + 0.1])
     expected = _outputs(model, pictures)
@@ -72,7 +72,7 @@ def make_plain(model: nn.Module, example: Tensor) -> PlainNetwork:
             plain.setdefault(reason, []).append(name)
     for name, reason in _fuse(changed, pictures):
         plain.setdefault(reason, []).append(name)
-    gone = left_out(changed, unreached, example)
+    gone = left_out(changed, unreached_parts(changed, example), example)
     if not plain and not gone:
         return PlainNetwork(model, _tie_notes(model))
     distance = float((_outputs(changed, pictures) - expected).square().mean().sqrt())
@@ -102,11 +102,11 @@ def left_alone_notes(reasons: Mapping[str, str]) -> tuple[str, ...]:
 def _left_out_notes(model: nn.Module, gone: Sequence[str]) -> tuple[str, ...]:
     if not gone:
         return ()
-    parts = {id(p): p for name in gone for p in model.get_submodule(name).parameters()}.values()
-    every = sum(parameter.numel() for parameter in model.parameters())
+    named = dict(model.named_parameters())
+    inside = [p.numel() for name, p in named.items() if any(f"{name}.".startswith(f"{part}.") for part in gone)]
     return (
         f"left out of all files and counts, since the forward pass never reaches it in evaluation: {shown(gone)}"
-        f" ({sum(parameter.numel() for parameter in parts):,} of {every:,} parameters)",
+        f" ({sum(inside):,} of {sum(p.numel() for p in named.values()):,} parameters)",
     )
 
 
@@ -187,6 +187,7 @@ def _weight_first(module: nn.Module) -> None:
 def _fuse(model: nn.Module, pictures: Tensor) -> Iterable[tuple[str, str]]:
     """Put plain layers in the place of those whose forward pass computes the same, in place; yields names and kinds."""
     layers = {name: module for name, module in weighted_modules(model) if name and has_own_forward(module)}
+    made: dict[nn.Parameter, nn.Parameter] = {}
     for name, calls in calls_of(model, layers, pictures).items() if layers else ():
         module = layers[name]
         hooked = bool(module._forward_pre_hooks or module._forward_hooks)
@@ -194,5 +195,14 @@ def _fuse(model: nn.Module, pictures: Tensor) -> Iterable[tuple[str, str]]:
             continue
         layer = plain_layer(module, calls)
         if layer is not None:
+            _tie_again(module, layer, made)
             put_in_place(model, name, layer)
             yield name, type(module).__name__
+
+
+def _tie_again(module: nn.Module, layer: nn.Module, made: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Let a plain layer share its parameters with others, in place, where the layers that they stand for did and still can."""
+    for name, old in module.named_parameters(recurse=False):
+        new = layer._parameters.get(name)
+        if new is not None and torch.equal(made.setdefault(old, new), new):
+            setattr(layer, name, made[old])

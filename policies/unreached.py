@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,16 +20,23 @@ class Unreached(nn.Module):
         return next(iter((*inputs, *named.values())), None)
 
 
-def unreached_modules(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """The largest modules that hold tensors none of which the forward pass reads on an example (1, C, H, W)."""
+def unreached_parts(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """What no operator of the forward pass reads on an example (1, C, H, W).
+
+    Names of the largest modules that hold tensors none of which is read, and of such parameters and stored buffers of
+    other modules; the tensors of layers and norms go with these.
+    """
     read = tensors_read(model, example)
-    top: list[str] = []
+    parts: list[str] = []
     for name, module in model.named_modules():
+        if any(name.startswith(f"{part}.") for part in parts):
+            continue
         tensors = [*module.parameters(), *module.buffers()]
-        inside = any(name.startswith(f"{other}.") for other in top)
-        if name and tensors and not inside and not any(id(tensor) in read for tensor in tensors):
-            top.append(name)
-    return tuple(top)
+        if name and tensors and not any(id(tensor) in read for tensor in tensors):
+            parts.append(name)
+        elif not isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm, nn.LayerNorm, nn.GroupNorm)):
+            parts += [f"{name}.{leaf}" if name else leaf for leaf, x in _own(module).items() if id(x) not in read]
+    return tuple(parts)
 
 
 def tensors_read(model: nn.Module, example: Tensor) -> set[int]:
@@ -40,25 +48,27 @@ def tensors_read(model: nn.Module, example: Tensor) -> set[int]:
 
 
 def left_out(model: nn.Module, names: Sequence[str], example: Tensor) -> tuple[str, ...]:
-    """Put stand-ins in the place of these modules, in place; those without which the network does not train are kept.
+    """Take these parts out, in place: a stand-in for a module, ``None`` for a tensor.
 
     Returns
     -------
     tuple
-        Names of the modules that are gone.
+        Names of the parts that are gone: those without which the network does not run, or not train, are kept.
     """
     batch = torch.cat([example, example.flip(-1)])
-    could_train = _trains(model, batch)
+    modes = [training for training in (False, True) if names and _runs(model, batch, training)]
     gone = []
     for name in names:
-        parent, _, child = name.rpartition(".")
-        owner = model.get_submodule(parent)
-        module = owner._modules[child]
-        owner._modules[child] = Unreached().train(model.training)
-        if could_train and not _trains(model, batch):
-            owner._modules[child] = module
-        else:
+        place, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(place)
+        tables: tuple[dict[str, Any], ...] = (owner._modules, owner._parameters, owner._buffers)
+        table = next(table for table in tables if leaf in table)
+        part = table[leaf]
+        table[leaf] = Unreached().train(model.training) if isinstance(part, nn.Module) else None
+        if all(_runs(model, batch, training) for training in modes):
             gone.append(name)
+        else:
+            table[leaf] = part
     return tuple(gone)
 
 
@@ -76,13 +86,20 @@ class _Reads(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _trains(model: nn.Module, batch: Tensor) -> bool:
-    """Whether the forward pass runs in training mode."""
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and stored buffers."""
+    passing = module._non_persistent_buffers_set
+    named = {**module._parameters, **{leaf: x for leaf, x in module._buffers.items() if leaf not in passing}}
+    return {leaf: tensor for leaf, tensor in named.items() if tensor is not None}
+
+
+def _runs(model: nn.Module, batch: Tensor, training: bool) -> bool:
+    """Whether the forward pass runs, on a copy."""
     trial = copy.deepcopy(model)
-    trial.train()
+    trial.train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            trial(batch)
+            trial(batch.clone())
     # The user's own code, which may raise anything.
     except Exception:
         return False

@@ -64,6 +64,29 @@ class FakeQuantized(nn.Linear):
         return functional.linear(x, (self.weight * 20).round() / 20, self.bias)
 
 
+class Observed(nn.Linear):
+    """Has parts of its own that go with it."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__(features, outputs)
+        self.observer = nn.BatchNorm1d(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.clamp(-0.1, 0.1), self.bias)
+
+
+class Computed(nn.Linear):
+    """Its weight is a property."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__(features, outputs)
+        self.latent = self._parameters.pop("weight")
+
+    @property
+    def weight(self) -> Tensor:
+        return self.latent.tanh()
+
+
 class Scaled(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight.tanh()
@@ -126,6 +149,8 @@ CASES: dict[str, Callable[[], Net]] = {
     "standardised, wrapped around": lambda: Net(conv(Standardised, padding_mode="circular")),
     "low rank adapted": lambda: Net(last=LowRankAdapted(8, 5)),
     "fake quantized": lambda: Net(last=FakeQuantized(8, 5)),
+    "observed": lambda: Net(last=Observed(8, 5)),
+    "weight as a property": lambda: Net(last=Computed(8, 5)),
     "a hook that watches": lambda: Net(watched(conv())),
     "frozen": lambda: Net(conv(Standardised).requires_grad_(False)),
 }
@@ -224,6 +249,7 @@ class Auxiliary(Net):
         super().__init__()
         self.aux = nn.Sequential(nn.Conv2d(8, 64, 1), nn.Flatten(), nn.LazyLinear(5))
         self.spare = nn.ModuleList([nn.Linear(8, 8), nn.BatchNorm1d(8)])
+        self.centre = nn.Parameter(torch.ones(5))
 
     def forward(self, x: Tensor) -> Any:
         y = self.stem(x).relu()
@@ -238,7 +264,7 @@ def test_parts_that_evaluation_never_reaches_are_left_out_of_files_and_counts() 
     expected = outputs(model, x)
     plain = make_plain(model, x[:1])
     (note,) = plain.notes
-    assert "aux, spare" in note
+    assert "centre, aux, spare" in note
     assert all(name.split(".")[0] in ("stem", "middle", "last") for name in plain.model.state_dict())
     assert np.array_equal(outputs(plain.model, x), expected)
     assert any(name.startswith("aux") for name in model.state_dict())

@@ -74,6 +74,18 @@ class Transposed(Base):
         return self.last(functional.linear(y, self.fc.weight.t()))
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
+class WeightsMadePlain(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (Standardised(8, 8, 3, 1, 1) for _ in range(2))
+        self.b.weight = self.a.weight
+
+
 class TwoNames(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -140,6 +152,7 @@ def test_a_tie_is_stored_once_while_it_holds() -> None:
     assert {"a.weight", "b.weight", "c.weight"} <= stored["later"]
     (note,) = make_plain(model, x[:1]).notes
     assert "a.weight = b.weight = c.weight" in note
+    assert ModelGraph.trace(made(WeightsMadePlain)[0], x[:1]).ties == (("a.weight", "b.weight"),)
 
 
 def test_settled_batch_norms_that_share_their_scale_compute_what_they_did() -> None:
