@@ -21,6 +21,7 @@ from .copying import private_copy, put_in_place
 from .errors import ModelError
 from .forms import weighted_modules
 from .own_forward import calls_of, has_own_forward, plain_layer, why_left_alone
+from .own_network import into_evaluation
 from .ties import tied_names
 from .unreached import left_out, unreached_parts
 
@@ -65,7 +66,7 @@ def make_plain(model: nn.Module, example: Tensor) -> PlainNetwork:
         return PlainNetwork(model, _tie_notes(model))
     pictures = torch.cat([example, 0.5 * example.flip(-1) + 0.1])
     expected = _outputs(model, pictures)
-    changed = private_copy(model).eval()
+    changed = into_evaluation(private_copy(model))
     plain: dict[str, list[str]] = {}
     for name, module in changed.named_modules():
         for reason in _unwrap(module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from paretopress.evaluators.bank import Bank
 from paretopress.evaluators.candidate import CandidateEvaluator
-from paretopress.evaluators.data import DataSet, Pictures
+from paretopress.evaluators.data import DataSet, Pictures, Preprocess
 from paretopress.evaluators.kernels import kernel_policy
 from paretopress.evaluators.observe import Observations
 from paretopress.evaluators.stitch import StitchedNetwork, norms_after
@@ -136,7 +136,7 @@ def evaluator() -> CandidateEvaluator:
     def part(count: int) -> Pictures:
         return Pictures(rng.integers(0, 256, (count, 3, 16, 16), np.uint8), rng.integers(0, 4, count))
 
-    data = DataSet("noise", 4, part(96), part(32), part(64), None, lambda x: torch.as_tensor(x).float() / 128 - 1)
+    data = DataSet("noise", 4, part(96), part(32), part(64), None, Preprocess((0.5,) * 3, (0.5,) * 3))
     settings = Settings(stitch_pictures=64, screen_pictures=64, screen_seconds=0.1, recovery=Recipe(epochs=1))
     reference = export_onnx(model, PICTURES[:1], calibration=None)
     return CandidateEvaluator(Workbench(model, graph, data, reference, settings))

@@ -361,7 +361,10 @@ def own_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("maps", "expected a classifier that gives logits (N, classes); the network gives (1, 8, 6, 6)"),
         ("several", "expected a classifier that gives logits (N, classes); the network gives tuple"),
-        ("empty", "the network has no nn.Conv2d and no nn.Linear that its forward pass reaches; nothing to compress"),
+        (
+            "empty",
+            "the network has no nn.Conv2d and no nn.Linear that its forward pass calls as such; nothing to compress",
+        ),
         ("few", "the network has 5 outputs but the data has the label 9; set model.num_classes"),
         ("number", "expected a torch.nn.Module, got a int"),
         ("missing", "has no function 'missing'"),

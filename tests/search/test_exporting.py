@@ -86,6 +86,7 @@ def test_a_file_as_a_folder_is_told_as_such(tmp_path: Path) -> None:
 def test_a_bundle_says_which_session_option_its_8_bit_layers_need_where(file: bytes, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     write_text(run.environment, "{}")
+    Ledger(tmp_path).close()
     metrics = {"error_pct": 1.5, "stored_bytes": 12_345, "latency_ratio": 0.5}
     member = Member(Policy().id, Policy(), True, metrics)
     card = report_card(

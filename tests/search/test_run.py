@@ -340,7 +340,7 @@ def test_a_member_is_a_plain_network_that_predicts_as_its_onnx_file(
             candidate.export(tmp_path / f"{candidate.member.id}.onnx"), data.preprocess(images[:, None])
         )
         np.testing.assert_allclose(mine, theirs, atol=1e-3)
-        assert 100 * np.mean(theirs.argmax(1) != labels) == pytest.approx(candidate.metrics["error_pct"])
+        assert 100 * np.mean(theirs.argmax(1) != labels) == pytest.approx(candidate.metrics["whole_test_error_pct"])
 
 
 def test_members_of_a_configuration_are_networks_too(finished: Finished, tmp_path: Path) -> None:
@@ -378,7 +378,9 @@ def test_a_run_of_objects_is_taken_up_with_the_same_objects_only(
 def test_a_configuration_file_says_everything(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(small()))
-    with pytest.raises(InputError, match="a configuration file says everything; leave out data, budgets and sections"):
+    with pytest.raises(
+        InputError, match="a configuration file says everything; leave out data, budgets, validation_from"
+    ):
         pp.search(path, budgets={"stored": "1kB"})
 
 

@@ -44,6 +44,8 @@ from torch import nn
 from .digits import MENUS, TABLE, menus
 
 CONFIG = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+OVERRIDES = ("data.validation=0.15",)
+"""The table was measured on 216 validation pictures; the quick start has taken more of them since."""
 PROBES = 5
 PROBE_SECONDS = 0.6
 CHUNK = 16
@@ -124,7 +126,7 @@ def structures(measurer: Measurer) -> tuple[np.ndarray, list[int]]:
 
 def make_measurer(weights: Mapping[str, np.ndarray]) -> Measurer:
     """A measurer on the quick start's data and network with the weights given."""
-    config = load_config(CONFIG)
+    config = load_config(CONFIG, OVERRIDES)
     data = read_data(config, lambda _: None)
     model = empty_network(config, data)
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
@@ -139,7 +141,7 @@ def frozen_weights(path: Path = TABLE) -> dict[str, np.ndarray]:
 
 def trained_weights() -> dict[str, np.ndarray]:
     """Train by the quick start's recipe."""
-    config = load_config(CONFIG)
+    config = load_config(CONFIG, OVERRIDES)
     data = read_data(config, lambda _: None)
     model = empty_network(config, data)
     assert config.model.train is not None
