@@ -121,8 +121,7 @@ def search(
         config = load_config(Path(model))
         if data is not None or budgets is not None or validation_from is not None or sections:
             raise InputError(
-                "a configuration file says everything; leave out data, budgets, validation_from and sections, or change the"
-                " file"
+                "a configuration file says everything; leave out data, budgets and sections, or change the file"
             )
         if evaluations is not None:
             config = make_config(config.model_dump(), (f"search.evaluations={evaluations}",))

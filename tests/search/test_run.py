@@ -340,6 +340,7 @@ def test_a_member_is_a_plain_network_that_predicts_as_its_onnx_file(
             candidate.export(tmp_path / f"{candidate.member.id}.onnx"), data.preprocess(images[:, None])
         )
         np.testing.assert_allclose(mine, theirs, atol=1e-3)
+        # Of a network that is handed over, a part of the test pictures serves to compare candidates.
         assert 100 * np.mean(theirs.argmax(1) != labels) == pytest.approx(candidate.metrics["whole_test_error_pct"])
 
 
