@@ -104,6 +104,7 @@ class Bank:
         if plan.collapsed:
             raise CandidateError("layers of the bank stand alone; two that become one are compressed with the network")
         cuts = {r: (r, step.keep(self._cutter.channels(r)), step.chosen_by) for r, step in plan.channels.items()}
+        self._cutter.check(cuts.values())
         own = {layer.layer.name: layer.techniques for layer in plan.layers}
         modules: dict[str, nn.Module] = {}
         variants: dict[str, Variant] = {}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ..policies.copying import sharing_copy
 from ..policies.errors import CandidateError
 from ..policies.graph import ModelGraph
 from ..policies.importance import Choice, Importance, fold_channels
 from ..policies.second_order import reconstruct
-from ..policies.slicing import Axis, Slot, cut
+from ..policies.slicing import Axis, Slot, cut, cut_channels
 from ..policies.techniques import Calibration
 from ..policies.techniques.hessians import hessian_reason
+from ..policies.wiring import check_wiring
 from .observe import Observations
 
 Cut = tuple[str, int, str]
@@ -42,6 +44,7 @@ class Cutter:
         self, model: nn.Module, graph: ModelGraph, observations: Observations, energies: Mapping[str, Tensor]
     ) -> None:
         self._modules, self._graph, self._seen = dict(model.named_modules()), graph, observations
+        self._model, self._rightly_cut = model, set[frozenset[Cut]]()
         self._slots = _slots_by_module(graph)
         self._importance = Importance(model, graph.groups, observations.pictures, energies)
         self._choices: dict[Cut, Choice] = {}
@@ -62,6 +65,22 @@ class Cutter:
         if not group.slots:
             raise CandidateError(f"layer '{root}': its channels cannot be cut without tracing the network again")
         return [slot.module for slot in group.slots]
+
+    def check(self, cuts: Collection[Cut]) -> None:
+        """Check that the channels that are left go where they went, in a network that moves channels by their numbers.
+
+        Raises
+        ------
+        CandidateError
+            Where a layer would work on other channels than in the dense network.
+        """
+        moves, key = self._graph.moves, frozenset(cuts)
+        if moves is None or not cuts or key in self._rightly_cut:
+            return
+        small, example = sharing_copy(self._model), self._seen.pictures[:1]
+        dropped = {cut_[0]: self._choose(cut_).dropped for cut_ in cuts}
+        check_wiring(moves, small, cut_channels(small, self._slots_of(dropped), dropped), example)
+        self._rightly_cut.add(key)
 
     def of(self, name: str, cuts: Mapping[str, Cut]) -> Cuts:
         """Those of the cuts, by root, that reach a module."""
@@ -131,6 +150,9 @@ class Cutter:
                     fold_channels(module, slot, into, self.channels(root))
                     found = True
         return found
+
+    def _slots_of(self, roots: Collection[str]) -> dict[str, Sequence[Slot]]:
+        return {group.root: group.slots for group in self._graph.groups if group.root in roots}
 
     def _choose(self, cut_: Cut) -> Choice:
         """The channels that go with a cut."""

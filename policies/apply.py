@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .batch_norms import STATISTICS_BATCH, settle_and_record
 from .branches import stand_ins
+from .channel_labels import Labels
 from .coding.tensors import StoredTensor
 from .collapsing import collapse
 from .compact import named
@@ -35,12 +36,14 @@ from .importance import Choice, Importance, fold_channels
 from .own_network import into_evaluation
 from .plan import LayerPlan, Plan
 from .recording import record_gradients
+from .silencing import is_near
 from .state import is_extra, to_dense
 from .techniques import Calibration, Phase, Technique
 from .techniques.base import Resumable, outline
 from .techniques.hessians import SecondOrder
 from .techniques.input_ranges import RangeMethod, input_range, what_is_needed
 from .ties import names_told, ties_touched, untie
+from .wiring import check_wiring
 
 # Bits a weight below which batch norms are estimated anew. Without training, ResNet-20 on CIFAR-10 errs on 10.8 % of 1000
 # pictures; with 3 bits in its blocks on 23.4 %, on 12.8 % with new estimates from 256 pictures; with 2 bits on 87.2 and
@@ -109,7 +112,7 @@ def apply_plan(
         root: importance.choose(groups[root], step.chosen_by, step.keep(groups[root].channels))
         for root, step in plan.channels.items()
     }
-    _drop(plan, graph, model, calibration[:1], choices)
+    _drop(plan, graph, model, calibration[:1], choices, graph.moves)
     _take_turn(plan, model, calibration, bool(plan.channels or plan.dropped or plan.collapsed), early=True)
     drop_dead(plan, graph, model, calibration[:1])
     _quantize(plan, model, calibration, _is_reshaped(plan))
@@ -178,7 +181,8 @@ def _shaped(plan: Plan, graph: ModelGraph, model: nn.Module) -> nn.Module:
     channels = {root: graph.layers[root].weight_shape[0] for root in plan.channels}
     # Which of them is of no account, since all values come from the file.
     choices = {root: Choice(tuple(range(n - plan.channels[root].keep(n)))) for root, n in channels.items()}
-    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), choices)
+    # Nor where the channels go: they are those of the network that was written.
+    _drop(plan, graph, model, torch.zeros(1, *graph.input_shape), choices, moves=None)
     for layer in plan.layers:
         module = model.get_submodule(layer.layer.name)
         for technique in layer.techniques:
@@ -192,8 +196,25 @@ def _shaped(plan: Plan, graph: ModelGraph, model: nn.Module) -> nn.Module:
 
 
 def drop_dead(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor) -> None:
-    """Drop the channels that pruning has left without a connection where the plan says so, in place."""
-    drop_dead_channels(model, [group for group in graph.groups if group.root in plan.dead], example)
+    """Drop the channels that pruning has left without a connection where the plan says so, in place.
+
+    Raises
+    ------
+    CandidateError
+        Where the network is another without them.
+    """
+    groups = [group for group in graph.groups if group.root in plan.dead]
+    if not groups:
+        return
+    with torch.no_grad():
+        expected = model(example.clone())
+        drop_dead_channels(model, groups, example)
+        outputs = model(example.clone())
+    if graph.moves is not None and not is_near(outputs, expected):
+        raise CandidateError(
+            "channels without a connection cannot be dropped: the network moves channels by their numbers, and the others"
+            " would take their places"
+        )
 
 
 def quantize_layers(plan: Plan, model: nn.Module, calibration: Tensor) -> None:
@@ -265,7 +286,15 @@ def _eight_bit(plan: Plan, model: nn.Module) -> dict[str, RangeMethod]:
     return methods
 
 
-def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, choices: Mapping[str, Choice]) -> None:
+def _drop(
+    plan: Plan,
+    graph: ModelGraph,
+    model: nn.Module,
+    example: Tensor,
+    choices: Mapping[str, Choice],
+    moves: Labels | None,
+) -> None:
+    """Drop channels, branches and layers, in place; with labels, check that the channels that are left go where they went."""
     if not (plan.channels or plan.dropped or plan.collapsed):
         return
     for group in graph.groups:
@@ -273,7 +302,9 @@ def _drop(plan: Plan, graph: ModelGraph, model: nn.Module, example: Tensor, choi
             for slot in group.slots:
                 if slot.axis == "in":
                     fold_channels(model.get_submodule(slot.module), slot, choices[group.root].into, group.channels)
-    drop_channels(model, graph.groups, {root: choice.dropped for root, choice in choices.items()}, example)
+    lost = drop_channels(model, graph.groups, {root: choice.dropped for root, choice in choices.items()}, example)
+    if moves is not None and lost:
+        check_wiring(moves, model, lost, example)
     for branch in plan.dropped:
         for name, module in stand_ins(branch).items():
             put_in_place(model, name, module)

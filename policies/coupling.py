@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import CandidateError
 from .labels import OUTPUTS
-from .slicing import Axis, Slot, can_cut
+from .slicing import Axis, Lost, Slot, can_cut, channel_count, cut_channels
 from .techniques.base import LayerInfo
 
 
@@ -185,8 +185,47 @@ def _refusal(members: Sequence[Coupled], last: str, layers: Mapping[str, LayerIn
     return None
 
 
-def drop_by_trace(model: nn.Module, example: Tensor, dropped: Mapping[str, Sequence[int]]) -> None:
+def drop_channels(
+    model: nn.Module, groups: Sequence[ChannelGroup], dropped: Mapping[str, Sequence[int]], example: Tensor
+) -> Lost:
+    """Drop channels of the named roots, with everything coupled to them, in place.
+
+    Parameters
+    ----------
+    groups
+        Those of the network as it is now.
+    dropped
+        Root -> indices of its channels.
+    example
+        (1, C, H, W), to trace the network again where a group does not know its slots.
+
+    Returns
+    -------
+    mapping
+        Module and axis -> its channels that are gone.
+
+    Raises
+    ------
+    CandidateError
+        Where a group would lose its last channel or cannot be pruned.
+    """
+    slots = {group.root: group.slots for group in groups}
+    if all(slots.get(root) for root in dropped):
+        lost = cut_channels(model, slots, dropped)
+    else:
+        lost = drop_by_trace(model, example, dropped)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return lost
+
+
+def drop_by_trace(model: nn.Module, example: Tensor, dropped: Mapping[str, Sequence[int]]) -> Lost:
     """Drop channels of the named roots, in place, as a new trace of the network on an example (1, C, H, W) couples them.
+
+    Returns
+    -------
+    mapping
+        Module and axis -> its channels that are gone.
 
     Raises
     ------
@@ -197,13 +236,25 @@ def drop_by_trace(model: nn.Module, example: Tensor, dropped: Mapping[str, Seque
     # A parameter under several names is no longer one once each module has dropped its channels.
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     graph = _dependency_graph(model, example)
+    names = {module: name for name, module in modules.items()}
+    remaining: dict[tuple[str, Axis], list[int]] = {}
+    lost: dict[tuple[str, Axis], set[int]] = {}
     for root, indices in dropped.items():
         group = _pruning_group(graph, modules[root], sorted(indices))
         if not graph.check_pruning_group(group):
             raise CandidateError(f"layer '{root}': dropping {len(indices)} channels would empty a layer; drop fewer")
+        for module, axis, item in _touched(group, names):
+            # A parameter that is no layer's own has no labels.
+            if isinstance(module, nn.Module) and can_cut(module):
+                key = (names[module], axis)
+                left = remaining.setdefault(key, list(range(channel_count(module, axis))))
+                gone = {left[place] for place in item.idxs}
+                lost.setdefault(key, set()).update(gone)
         group.prune()
+        remaining = {key: [place for place in left if place not in lost[key]] for key, left in remaining.items()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains[name])
+    return lost
 
 
 def _dependency_graph(model: nn.Module, example: Tensor) -> torch_pruning.DependencyGraph:

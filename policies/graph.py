@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -12,17 +11,20 @@ from torch import Tensor, nn
 
 from .activations import Activation, find_activations
 from .branches import Branch, find_branches
-from .coupling import ChannelGroup, drop_by_trace, find_groups
+from .channel_labels import Labels
+from .coupling import ChannelGroup, find_groups
+from .coupling import drop_channels as drop_channels
 from .errors import ModelError
 from .forms import WEIGHTED, weighted_modules
 from .labelled_groups import labelled_groups
-from .labels import OUTPUTS
+from .labels import follow_channels
 from .own_forward import calls_of, has_own_forward, why_left_alone
 from .policy import Scalar
 from .reading import attributes_read
-from .slicing import Slot, can_cut, cut_channels
+from .slicing import Slot, can_cut
 from .techniques.base import LayerInfo
 from .ties import tied_names
+from .trials import Trial
 from .unreached import tensors_read
 from .watching import feature_means
 
@@ -51,6 +53,9 @@ class ModelGraph:
         Convolutions and linear layers that no policy may name -> why.
     ties
         The names of each tensor that several layers share.
+    moves
+        The labels of its channels where they are moved by their numbers; ``check_wiring`` compares a smaller network's with
+        them.
     """
 
     layers: Mapping[str, LayerInfo]
@@ -62,6 +67,7 @@ class ModelGraph:
     activations: tuple[Activation, ...] = ()
     left_alone: Mapping[str, str] = field(default_factory=dict)
     ties: tuple[tuple[str, ...], ...] = ()
+    moves: Labels | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def trace(cls, model: nn.Module, example: Tensor, of_shape: Mapping[str, Scalar] | None = None) -> ModelGraph:
@@ -87,12 +93,14 @@ class ModelGraph:
         shape, branches, given = tuple(example.shape[1:]), find_branches(model, example), dict(of_shape or {})
         relus = find_activations(model, example, layers)
         try:
-            groups = _around(_groups(model, example, layers), left_alone)
+            groups, labels = _groups(model, example, layers)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return cls(layers, (), shape, reason, branches, given, relus, left_alone, tied_names(model))
+        groups = _around(groups, left_alone)
+        moves = labels if labels.moved else None
         placed = _with_positions(layers, groups)
-        return cls(placed, groups, shape, None, branches, given, relus, left_alone, tied_names(model))
+        return cls(placed, groups, shape, None, branches, given, relus, left_alone, tied_names(model), moves)
 
     def group_of(self, layer: str) -> ChannelGroup | None:
         """The group that the layer's outputs belong to."""
@@ -141,34 +149,6 @@ def input_energies(model: nn.Module, calibration: Tensor, groups: Sequence[Chann
     """Mean square (in,) of each input feature of the groups' readers, over calibration pictures (N, C, H, W)."""
     readers = dict.fromkeys(name for group in groups for name in group.readers)
     return feature_means(model, calibration, readers, torch.square)
-
-
-def drop_channels(
-    model: nn.Module, groups: Sequence[ChannelGroup], dropped: Mapping[str, Sequence[int]], example: Tensor
-) -> None:
-    """Drop channels of the named roots, with everything coupled to them, in place.
-
-    Parameters
-    ----------
-    groups
-        Those of the network as it is now.
-    dropped
-        Root -> indices of its channels.
-    example
-        (1, C, H, W), to trace the network again where a group does not know its slots.
-
-    Raises
-    ------
-    CandidateError
-        Where a group would lose its last channel or cannot be pruned.
-    """
-    slots = {group.root: group.slots for group in groups}
-    if all(slots.get(root) for root in dropped):
-        cut_channels(model, slots, dropped)
-    else:
-        drop_by_trace(model, example, dropped)
-    for parameter in model.parameters():
-        parameter.grad = None
 
 
 def _trace_layers(model: nn.Module, example: Tensor) -> tuple[dict[str, LayerInfo], dict[str, str]]:
@@ -248,21 +228,26 @@ def _layer_info(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerInfo
     )
 
 
-def _groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) -> tuple[ChannelGroup, ...]:
+def _groups(
+    model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]
+) -> tuple[tuple[ChannelGroup, ...], Labels]:
     """The groups as labels tell them; where the network does not run without some of these, autograd's record may know more.
 
     It alone tells of parameters that are no layer's own, as a transformer's positions; it takes minutes for some networks.
     """
-    labelled = tuple(labelled_groups(model, example, layers))
-    followed = _tried(model, example, labelled)
+    labels = follow_channels(model, example)
+    trial = Trial(model, example, labels)
+    labelled = tuple(labelled_groups(model, labels, layers))
+    followed = trial.refuse(labelled)
     if followed == labelled or not _has_loose_parameters(model):
-        return followed
+        return followed, labels
     try:
-        recorded = _tried(model, example, tuple(find_groups(model, example, layers)))
+        recorded = trial.refuse(tuple(find_groups(model, example, layers)))
     # torch_pruning raises all kinds of errors on what it cannot follow.
     except Exception:
-        return followed
-    return max((followed, recorded), key=lambda groups: sum(group.refusal is None for group in groups))
+        return followed, labels
+    best = max((followed, recorded), key=lambda groups: sum(group.refusal is None for group in groups))
+    return best, labels
 
 
 def _with_positions(layers: Mapping[str, LayerInfo], groups: Sequence[ChannelGroup]) -> dict[str, LayerInfo]:
@@ -291,33 +276,3 @@ def _in_a_row(index: Sequence[int], size: int) -> bool:
 def _has_loose_parameters(model: nn.Module) -> bool:
     holders = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
     return not all(isinstance(module, WEIGHTED) or can_cut(module) for module in holders)
-
-
-def _tried(model: nn.Module, example: Tensor, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...]:
-    """The groups; refused are those that cannot in fact be dropped, as where a reshape has a channel count written in."""
-    free = [group for group in groups if group.refusal is None and group.channels > 1]
-    if _trial(model, example, free) is None:
-        return groups
-    refusals = {group.root: _trial(model, example, [group]) for group in free}
-    return tuple(replace(group, refusal=group.refusal or refusals.get(group.root)) for group in groups)
-
-
-def _trial(model: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> str | None:
-    """Why the first half of each group's channels cannot be dropped from a copy, or ``None``."""
-    trial = copy.deepcopy(model)
-    expected = {name: list(cast(Tensor, module.weight).shape[:2]) for name, module in weighted_modules(trial)}
-    for group in groups:
-        for member in group.members:
-            expected[member.layer][member.axis == "in"] -= group.channels // 2 * member.factor
-    try:
-        drop_channels(trial, groups, {group.root: range(group.channels // 2) for group in groups}, example)
-        with torch.no_grad():
-            before, after = model(example), trial(example)
-    # The forward pass is the user's own code and may raise anything once its shapes change.
-    except Exception as error:
-        return f"the network does not run without some of them ({next(iter(str(error).splitlines()), '')})"
-    if before.shape != after.shape:
-        return OUTPUTS
-    if any(list(cast(Tensor, module.weight).shape[:2]) != expected[name] for name, module in weighted_modules(trial)):
-        return "it is coupled in a way that cannot be followed"
-    return None

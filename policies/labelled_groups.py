@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from .channel_labels import Labels
 from .coupling import ChannelGroup, Coupled
-from .labels import follow_channels
 from .slicing import Axis, Slot, can_cut
 from .techniques.base import LayerInfo
 
 Holders = Mapping[tuple[str, Axis], np.ndarray]
 
 
-def labelled_groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) -> Iterator[ChannelGroup]:
+def labelled_groups(model: nn.Module, found: Labels, layers: Mapping[str, LayerInfo]) -> Iterator[ChannelGroup]:
     """The groups of the layers, in the order of the forward pass."""
-    found = follow_channels(model, example)
     sets = found.sets()
     holders = {key: sets[start : start + channels] for key, (start, channels) in found.first.items()}
     reasons: dict[int, str] = {}
@@ -25,9 +25,14 @@ def labelled_groups(model: nn.Module, example: Tensor, layers: Mapping[str, Laye
         for number in sets[labels.numpy()]:
             reasons.setdefault(int(number), reason)
     placed: set[str] = set()
+    contracted = {int(number) for labels in found.contracted for number in sets[labels.numpy()]} - {0}
     for name in layers:
         if (name, "out") in holders and name not in placed:
             group = _group(name, holders, reasons, layers, model)
+            # Without readers a channel is silent where its makers' weights are 0; with some, where theirs are.
+            if group.readers and contracted.intersection(holders[name, "out"].tolist()):
+                reason = "products of its channels are added up, where no layer's weights can leave some out"
+                group = replace(group, refusal=group.refusal or reason, slots=())
             placed.update(group.producers)
             yield group
 

@@ -10,92 +10,47 @@ Symbols: ``n`` pictures (one), ``C`` channels, ``o`` and ``i`` outputs and input
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .channel_labels import Labels, find_varying, keeps_order
 from .forms import WEIGHTED
-from .slicing import Axis, scaled_channels
+from .slicing import scaled_channels
 
 OUTPUTS = "its channels are the network's outputs"
 # Operators of torch by what they do to numbers; what is no family's, and not marked as pointwise by torch, is not followed.
-MOVES = """alias cat clone constant_pad_nd detach expand flip index_select lift_fresh native_channel_shuffle permute
-    pixel_shuffle pixel_unshuffle repeat roll select slice split split_with_sizes squeeze stack t transpose unbind unsqueeze"""
+MOVES = """alias cat channel_shuffle clone constant_pad_nd detach expand flip index_select lift_fresh
+    native_channel_shuffle permute pixel_shuffle pixel_unshuffle repeat roll select slice split split_with_sizes squeeze
+    stack t transpose unbind unsqueeze"""
 RESHAPES = "view _unsafe_view reshape _reshape_alias"
 SPATIAL = """_adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d_with_indices upsample_bicubic2d upsample_bilinear2d
     upsample_nearest2d"""
 REDUCTIONS = "amax amin linalg_vector_norm mean std sum var var_mean"
-ONE_BY_ONE = """_log_softmax _prelu_kernel _softmax _to_copy copy_ dropout elu gelu hardsigmoid hardsigmoid_ hardswish hardswish_
+ONE_BY_ONE = """_prelu_kernel _to_copy copy_ dropout elu gelu hardsigmoid hardsigmoid_ hardswish hardswish_
     hardtanh hardtanh_ leaky_relu leaky_relu_ mish mish_ native_dropout relu relu_ silu silu_"""
 NORMS = "_native_batch_norm_legit_no_training native_batch_norm native_layer_norm native_group_norm"
 PRODUCTS = "bmm mm matmul"
+SHARES = "_log_softmax _softmax"
+# Moves that say by numbers which channels are meant.
+COUNTED = """channel_shuffle constant_pad_nd index_select native_channel_shuffle pixel_shuffle pixel_unshuffle roll
+    select slice split split_with_sizes unbind"""
 
 
-@dataclass
-class Labels:
-    """What one forward pass told of the channels.
+def follow_channels(model: nn.Module, example: Tensor, labels: Labels | None = None) -> Labels:
+    """Run the network once on an example (1, C, H, W) and follow the channels of its layers.
 
     Parameters
     ----------
-    first
-        The first label of each module's outputs or inputs, which are labelled in order; a norm's channels are ``out``.
-    count
-        How many labels there are, 0 among them.
-    meetings
-        (2, k) labels that hang together.
-    lost
-        Labels (k,) that cannot be followed, and why.
+    labels
+        What gives modules their labels and notes what becomes of these; fresh ones where it is left out.
     """
-
-    first: dict[tuple[str, Axis], tuple[int, int]] = field(default_factory=dict)
-    count: int = 1
-    meetings: list[Tensor] = field(default_factory=list)
-    lost: list[tuple[Tensor, str]] = field(default_factory=list)
-
-    def own(self, name: str, axis: Axis, channels: int) -> Tensor:
-        """The labels (channels,) of a module's outputs or inputs."""
-        if (name, axis) not in self.first:
-            self.first[name, axis] = (self.count, channels)
-            self.count += channels
-        start, channels = self.first[name, axis]
-        return torch.arange(start, start + channels, dtype=torch.int32)
-
-    def meet(self, one: Tensor, other: Tensor) -> None:
-        """Note which labels of two tensors of one shape meet."""
-        both = (one > 0) & (other > 0) & (one != other)
-        if bool(both.any()):
-            self.meetings.append(torch.stack([one[both], other[both]]).unique(dim=1))
-
-    def sets(self) -> np.ndarray:
-        """(count,) for each label the least label of those that hang together with it."""
-        meetings = torch.cat(self.meetings, 1).numpy() if self.meetings else np.zeros((2, 0), np.int32)
-        edges = coo_matrix((np.ones(meetings.shape[1], bool), tuple(meetings)), shape=(self.count, self.count))
-        _, numbers = connected_components(edges, directed=False)
-        return np.asarray(np.unique(numbers, return_index=True)[1][numbers])
-
-    def settled(self, labels: Tensor) -> Tensor:
-        """The labels, each as the least of its set."""
-        return torch.from_numpy(self.sets().astype(np.int32))[labels.long()]
-
-    def lose(self, labels: Tensor, reason: str) -> None:
-        """Note that these labels cannot be followed any further."""
-        found = labels[labels > 0].unique()
-        if len(found):
-            self.lost.append((found, reason))
-
-
-def follow_channels(model: nn.Module, example: Tensor) -> Labels:
-    """Run the network once on an example (1, C, H, W) and follow the channels of its layers."""
-    follower = _Follower(model)
+    follower = _Follower(model, Labels() if labels is None else labels)
     with torch.no_grad(), follower:
         output = model(example)
     for tensor in tree_leaves(output):
@@ -107,10 +62,12 @@ def follow_channels(model: nn.Module, example: Tensor) -> Labels:
 class _Follower(TorchDispatchMode):
     """Carries labels along while a network runs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, labels: Labels) -> None:
         super().__init__()
-        self.found = Labels()
+        self.found = labels
         self.labels: Any = WeakIdKeyDictionary()
+        # What was taken over several channels: these must stay once a number that goes on is computed from it.
+        self.mixed: Any = WeakIdKeyDictionary()
         self.layers: dict[int, list[str]] = {}
         self.tensors: dict[str, list[Tensor]] = {}
         for name, module in model.named_modules():
@@ -124,7 +81,9 @@ class _Follower(TorchDispatchMode):
     def _label_scales(self, name: str, module: nn.Module) -> None:
         """Numbers that a module holds one a channel are its channels wherever it multiplies or adds them."""
         slopes = module.num_parameters if isinstance(module, nn.PReLU) else 1
-        if channels := slopes if slopes > 1 else scaled_channels(module):
+        is_other = not isinstance(module, (*WEIGHTED, _BatchNorm, nn.GroupNorm, nn.LayerNorm))
+        known = self.found.scaled(name, module) if is_other else 0
+        if channels := slopes if slopes > 1 else scaled_channels(module) or known:
             for tensor in [*module.parameters(), *module.buffers()]:
                 self.labels[tensor] = self.found.own(name, "out", channels).view(tensor.shape)
 
@@ -135,6 +94,9 @@ class _Follower(TorchDispatchMode):
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if name in ("convolution", "addmm", "linear", *PRODUCTS.split()) or any(x in self.labels for x in inputs):
             self._rule(name, func)(func, args, kwargs, out)
+        if any(_is_number(x) for x in tree_leaves(out)):
+            for labels, reason in [self.mixed[x] for x in inputs if x in self.mixed]:
+                self.found.lose(labels, reason)
         return out
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -157,6 +119,7 @@ class _Follower(TorchDispatchMode):
             SPATIAL: self._spatial,
             REDUCTIONS: self._reduce,
             NORMS: self._norm,
+            SHARES: self._share,
             ONE_BY_ONE: self._one_by_one,
         }
         rules |= {member: rule for family, rule in families.items() for member in family.split()}
@@ -177,10 +140,34 @@ class _Follower(TorchDispatchMode):
         def moved(x: Any) -> Any:
             return self.of(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
-        self._set(out, func(*tree_map(moved, args), **tree_map(moved, kwargs)))
+        labels = func(*tree_map(moved, args), **tree_map(moved, kwargs))
+        self._set(out, labels)
+        if func._overloadpacket.__name__ in COUNTED.split():
+            self._note_counted(self.of(args[0]), [x for x in tree_leaves(labels) if isinstance(x, Tensor)])
+
+    def _note_counted(self, labels: Tensor, parts: list[Tensor]) -> None:
+        """Note a move that tells channels apart: some of its results have not all of them, or not in their old places."""
+        dims = find_varying(labels)
+        for part in parts:
+            if part.shape == labels.shape:
+                is_moved = not torch.equal(part, labels)
+            elif part.ndim == labels.ndim:
+                is_moved = any(part.shape[dim] != labels.shape[dim] for dim in dims)
+            else:
+                is_moved = not torch.equal(part.unique(), labels.unique())
+            if is_moved:
+                self.found.moved.append(labels.unique())
 
     def _reshape(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-        self._set(out, self.of(args[0]).reshape(out.shape))
+        labels = self.of(args[0])
+        self._set(out, labels.reshape(out.shape))
+        if not all(keeps_order(labels.shape, dim, out.shape) for dim in find_varying(labels)):
+            self.found.moved.append(labels.unique())
+
+    def _share(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+        if self._uniform(self.of(args[0]), args[1]) is None:
+            self.found.lose(self.of(args[0]), "a softmax is taken over its channels")
+        self._one_by_one(func, args, kwargs, out)
 
     def _restride(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         # Pooling only lays a map of one place out anew; the labels stay with the tensor.
@@ -221,6 +208,8 @@ class _Follower(TorchDispatchMode):
             highest = labels.amax(over, keepdim=True)
             # What is taken over different channels is none of them.
             kept = torch.where(((labels == highest) | (labels == 0)).all(over, keepdim=True), highest, 0)
+            for tensor in tree_leaves(out):
+                self.mixed[tensor] = (self.of(args[0]), f"'{func._overloadpacket.__name__}' is taken over its channels")
         for tensor in tree_leaves(out):
             self.labels[tensor] = kept.reshape(tensor.shape)
 
@@ -234,6 +223,8 @@ class _Follower(TorchDispatchMode):
             self._lose_all(func, args, kwargs, out)
             return
         self.found.meet(self.found.own(module, "out", len(channels)), channels)
+        if name == "native_layer_norm" or (name == "native_group_norm" and args[6] < len(channels)):
+            self.found.lose(labels, f"'{module}' takes mean and variance over its channels")
         self.labels[result] = labels.clone()
 
     def _named(self, weight: Tensor) -> list[str]:
@@ -255,6 +246,8 @@ class _Follower(TorchDispatchMode):
         x, weight, groups = args[0], args[1], args[8]
         if weight.shape[:2] == (1, 1) and out.shape == x.shape and not self._named(weight):
             # A window that slides over channels weighs them by their neighbours (ECA, 1910.03151) and renames none.
+            if weight.numel() > 1:
+                self.found.lose(self.of(x), "a convolution over its channels weighs each by its neighbours")
             self.labels[out] = self.of(x).clone()
             return
         name, labels = self._layer(weight, self.of(x)), self._along(self.of(x), 1)
@@ -307,7 +300,7 @@ class _Follower(TorchDispatchMode):
         if rows is None or columns is None:
             inner_left, inner_right = self._uniform(left, -2), self._uniform(right, -1)
             if rows is None and columns is None and inner_left is not None and inner_right is not None:
-                self.found.meet(inner_left.transpose(-1, -2), inner_right)
+                self._contract(inner_left.transpose(-1, -2), inner_right)
             else:
                 self._lose_all(func, args, kwargs, out)
             return
@@ -322,9 +315,16 @@ class _Follower(TorchDispatchMode):
         if query is None or key is None or value is None:
             self._lose_all(func, args, kwargs, out)
             return
-        self.found.meet(query, key)
+        self._contract(query, key)
+        if kwargs.get("scale") is None:
+            self.found.lose(query, "an attention is scaled by their number")
         result = tree_leaves(out)[0]
         self.labels[result] = value.expand(result.shape).contiguous()
+
+    def _contract(self, one: Tensor, other: Tensor) -> None:
+        """Note that products of these channels are added up."""
+        self.found.meet(one, other)
+        self.found.contracted.append(torch.cat([one.flatten(), other.flatten()]).unique())
 
     def _uniform(self, labels: Tensor, *dims: int) -> Tensor | None:
         """The labels with these dimensions shrunk to 1, where they are the same all along; padding has none and fits all."""
@@ -342,3 +342,7 @@ class _Follower(TorchDispatchMode):
         others = [d for d in range(labels.ndim) if d != kept]
         shared = self._uniform(labels, *others) if others else labels
         return None if shared is None else shared.flatten()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())

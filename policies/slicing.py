@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .errors import CandidateError
 
 Axis = Literal["out", "in"]
+Lost = Mapping[tuple[str, Axis], Set[int]]
+"""Module and axis -> its channels that are dropped."""
 
 # Modules with one number a channel in each tensor, and the attribute that counts the channels.
 PER_CHANNEL: dict[type[nn.Module], str] = {
@@ -73,7 +75,7 @@ def scaled_channels(module: nn.Module) -> int:
     return counts.pop() if len(counts) == 1 and alone and max(counts) > 1 else 0
 
 
-def cut_channels(model: nn.Module, slots: Mapping[str, Sequence[Slot]], dropped: Mapping[str, Sequence[int]]) -> None:
+def cut_channels(model: nn.Module, slots: Mapping[str, Sequence[Slot]], dropped: Mapping[str, Sequence[int]]) -> Lost:
     """Cut the dropped channels of each root out of all its group's modules, in place.
 
     Parameters
@@ -82,6 +84,11 @@ def cut_channels(model: nn.Module, slots: Mapping[str, Sequence[Slot]], dropped:
         Root -> its group's slots.
     dropped
         Root -> indices of its output channels.
+
+    Returns
+    -------
+    mapping
+        Module and axis -> its channels that are gone.
 
     Raises
     ------
@@ -100,6 +107,7 @@ def cut_channels(model: nn.Module, slots: Mapping[str, Sequence[Slot]], dropped:
                 )
     for (name, axis), places in lost.items():
         cut(modules[name], axis, places)
+    return lost
 
 
 def channel_count(module: nn.Module, axis: Axis) -> int:
@@ -131,6 +139,9 @@ def cut(module: nn.Module, axis: Axis, places: Set[int]) -> None:
                 _take(module, name, kept, value.shape.index(value.numel()))
         return
     depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+    # A group norm of one channel a group keeps one a group.
+    if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
+        module.num_groups = len(kept)
     for name in ("weight",) if axis == "in" else tuple(TENSORS):
         value = getattr(module, name, None)
         if value is not None and value.ndim:

@@ -18,6 +18,7 @@ from ...policies.graph import ModelGraph, drop_channels
 from ...policies.merged_layers import why_not_collapsed
 from ...policies.policy import Policy, Step
 from ...policies.ranges import write_ranges
+from ...policies.wiring import check_wiring
 from ..data import DataSet
 from .gates import KINDS, Gates, Kind, put_gates, take_gates
 from .loop import Loss, Recipe, train
@@ -127,7 +128,9 @@ def settled(network: nn.Module, graph: ModelGraph, gates: Gates, example: Tensor
     linear, totals = gates.linear(), {group.root: group.channels for group in graph.groups}
     take_gates(network)
     dropped = {root: sorted({*range(totals[root])} - {*channels}) for root, channels in kept.items()}
-    drop_channels(network, graph.groups, {root: gone for root, gone in dropped.items() if gone}, example)
+    lost = drop_channels(network, graph.groups, {root: gone for root, gone in dropped.items() if gone}, example)
+    if graph.moves is not None and lost:
+        check_wiring(graph.moves, network, lost, example)
     steps = {r: (Step.of("keep_channels", kept=write_ranges(c)),) for r, c in kept.items() if dropped[r]}
     merged = set()
     for name in linear:

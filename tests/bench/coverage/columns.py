@@ -31,6 +31,7 @@ from .comparing import (
 )
 from .exported import members
 from .networks import draw_pictures
+from .silenced import silence_channels
 
 
 def prune_channels(model: nn.Module, pictures: Tensor) -> Finding:
@@ -84,12 +85,18 @@ def share_and_code(model: nn.Module, pictures: Tensor) -> Finding:
     return Finding(figures, (*complaints, *wrong, *_not_fallen(figures, "stored_bytes_ratio")))
 
 
+def silencing(model: nn.Module, pictures: Tensor) -> Finding:
+    """No policy: every group of channels loses some that nothing reads; no output may change."""
+    return Finding(*silence_channels(model, pictures))
+
+
 COLUMNS: dict[str, Callable[[nn.Module, Tensor], Finding]] = {
     "channel pruning": prune_channels,
     "int8 export": int8,
     "low rank": low_rank,
     "sharing + coding": share_and_code,
     "one process": members,
+    "silencing": silencing,
 }
 
 
