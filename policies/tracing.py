@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from .copying import sharing_copy
 from .forms import WEIGHTED
 from .slicing import PER_CHANNEL
 
@@ -14,7 +15,9 @@ def follow(model: nn.Module) -> fx.GraphModule | None:
     """The network as a graph of calls, or ``None`` where it cannot be followed."""
     tracer = _Tracer()
     try:
-        return fx.GraphModule(model, tracer.trace(model))
+        # A copy: what the forward pass keeps for later, as tables of attention biases, would be of symbols.
+        shared = sharing_copy(model)
+        return fx.GraphModule(shared, tracer.trace(shared))
     # The forward pass is the user's own code: control flow on values, for one, cannot be followed.
     except Exception:
         return None

@@ -83,6 +83,8 @@ def fold_constants(graph: Graph) -> None:
         known = inputs and all(name in graph.values or name in settled for name in inputs)
         if known and node.op_type not in DRAWN and not set(graph.outputs).intersection(node.output):
             settled.update(node.output)
+            parameter = graph.parameter_of(node)
+            graph.settled.update(() if parameter is None else (parameter,))
         else:
             left.append(node)
             read.update(dict.fromkeys(inputs))

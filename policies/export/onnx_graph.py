@@ -7,7 +7,7 @@ parameter's name and the factor that batch norm brings stays known: the integer 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Graph:
         For each node that batch norm was folded into (by its output): the factor of each output channel, (C,) float64.
     literals
         Those values that the graph itself holds as constants: they are the same in every network of its structure.
+    settled
+        Parameters of the layers that read nothing of the pictures and are values by now.
     """
 
     model: onnx.ModelProto
@@ -49,6 +51,7 @@ class Graph:
     transposed: set[str]
     factors: dict[str, np.ndarray]
     literals: set[str]
+    settled: set[str] = field(default_factory=set)
 
     @property
     def inputs(self) -> list[str]:

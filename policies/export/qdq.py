@@ -113,13 +113,13 @@ def insert_qdq(graph: Graph, layers: dict[str, EightBitLayer], calibration: np.n
 
 
 def _find(graph: Graph, layers: dict[str, EightBitLayer]) -> dict[str, EightBitLayer]:
-    """The layers by their node's output; a layer that the network does not run is left out."""
+    """The layers by their node's output; a layer that the network does not run, or not on pictures, is left out."""
     found = {}
     for node in graph.nodes:
         parameter = graph.parameter_of(node)
         if parameter in layers and _channel_axis(node) == int(node.input[1] in graph.transposed):
             found[node.output[0]] = layers[parameter]
-    run = {graph.parameter_of(node) for node in graph.nodes if node.output[0] in found}
+    run = graph.settled | {graph.parameter_of(node) for node in graph.nodes if node.output[0] in found}
     for parameter in layers:
         if parameter in graph.values and parameter not in run:
             raise ModelError(

@@ -466,3 +466,33 @@ def test_binary_inputs_stand_again_in_a_restored_network():
     with torch.no_grad():
         assert torch.equal(restored(x), compressed.plain()(x))
         assert torch.equal(restored(x), compressed.model(x))
+
+
+class Caching(nn.Module):
+    """Keeps what it computes from its table until it trains again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.kept, self.fc = nn.Parameter(torch.ones(4, 4)), {}, nn.Linear(4, 2)
+
+    def train(self, mode: bool = True) -> Caching:
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.fc(x.flatten(1) + self.table.square().sum(0))
+        self.kept.setdefault("bias", self.table.square().sum(0))
+        return self.fc(x.flatten(1) + self.kept["bias"])
+
+
+def test_a_restored_network_computes_with_its_own_tensors_and_not_with_what_the_dense_one_kept() -> None:
+    model, x = Caching().eval(), torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    graph = ModelGraph.trace(model, x[:1])
+    compressed = apply_plan(make_plan(Policy({}), graph), graph, model, x)
+    with torch.no_grad():
+        model(x)
+        compressed.model.train()
+        compressed.model.table.mul_(2)
+        expected = compressed.model.eval()(x)
+        assert torch.equal(restore(compressed.plan, graph, model, compressed.stored_once())(x), expected)

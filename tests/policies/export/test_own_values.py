@@ -187,3 +187,26 @@ def test_a_real_network_keeps_its_own_scales() -> None:
         network = copy.deepcopy(model)
         trained(network, seed)
         assert distance(export_onnx(network, x[:1], calibration=None, tracer=tracer), network, x) < TOLERANCE
+
+
+class Positions(Net):
+    """A convolution that runs on positions alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Conv2d(2, CHANNELS, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        steps = torch.linspace(-1, 1, x.shape[-1])
+        return (x + self.places(torch.stack(torch.meshgrid(steps, steps, indexing="ij"))[None])).relu()
+
+
+def test_an_eight_bit_layer_that_reads_no_pictures_stands_in_the_file_as_what_it_gives() -> None:
+    model, x = made(Positions)
+    graph = ModelGraph.trace(model, x[:1])
+    step = Step.of("quantize", bits=8, activations="int8")
+    network = apply_plan(make_plan(Policy(dict.fromkeys(("places", "head"), (step,))), graph), graph, model, x).model
+    with torch.no_grad():
+        expected = network(x).numpy()
+    file = logits(session(export_onnx(network, x[:1], calibration=x)), x.numpy(), len(x))
+    assert np.abs(file - expected).max() < 0.05 * expected.std()
