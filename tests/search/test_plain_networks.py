@@ -48,11 +48,11 @@ class Heard(Silence):
 def test_a_network_of_every_kind_is_searched_and_told_of_at_the_start(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, heard = Net().eval(), Heard()
-    x = np.random.default_rng(0).normal(size=(80, 1, 12, 12)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(120, 1, 12, 12)).astype(np.float32)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     front = paretopress.search(
         model,
-        (x, np.arange(80) % 10),
+        (x, np.arange(120) % 10),
         {"error": "+100", "stored": "1.5x"},
         evaluations=2,
         out=tmp_path / "run",
