@@ -14,23 +14,29 @@ from torch.optim.swa_utils import AveragedModel
 from ..policies.copying import copies_of_computed, put_in_place, sharing_copy
 from ..policies.errors import ModelError
 
-_HOLDERS = (DataParallel, DistributedDataParallel, AveragedModel)
+_PARALLEL = (DataParallel, DistributedDataParallel)
+_HOLDERS = (*_PARALLEL, AveragedModel)
 _TIMM_HOLDERS = frozenset({"ModelEma", "ModelEmaV2", "ModelEmaV3"})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the network that a wrapper stands around; one that has no wrappers is returned as it is.
 
-    Taken off are ``torch.compile`` (of the whole or of parts, as a function or as a method), ``DataParallel``,
-    ``DistributedDataParallel``, ``AveragedModel`` and timm's averages of weights. The caller's object is not changed; what
+    Taken off are ``torch.compile`` (of the whole or of parts, as a function or as a method), ``AveragedModel``, timm's
+    averages of weights, and ``DataParallel`` and its like around parts. The caller's object is not changed; what
     is returned shares its tensors.
 
     Raises
     ------
     ModelError
-        Where it is a TorchScript program, which has no layers that could be compressed.
+        Where it is a TorchScript program, which has no layers that could be compressed, or spread over several devices.
     """
     while (inner := _held_by(model)) is not None:
+        if isinstance(model, _PARALLEL):
+            raise ModelError(
+                f"the network is a {type(model).__name__}, which runs copies of it side by side; expected the network itself,"
+                " give model.module"
+            )
         model = inner
     scripts = [name for name, module in model.named_modules() if isinstance(module, jit.ScriptModule)]
     if scripts:

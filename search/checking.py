@@ -167,6 +167,11 @@ def check_outputs(model: nn.Module, data: DataSet) -> None:
         if parameter.dtype != torch.float32:
             raise ModelError(f"expected weights in float32, {name} is {_name(parameter.dtype)}; give model.float()")
     for name, buffer in tensors_of(model).items():
+        if not isinstance(buffer, Tensor):
+            raise ModelError(
+                f"expected tensors alone in the network's state, {name} is a {type(buffer).__name__}, as where torch has"
+                " quantized layers; give the network in float32"
+            )
         if buffer.is_complex() or buffer.is_quantized or buffer.layout is not torch.strided:
             raise ModelError(
                 f"expected buffers of real values, {name} is {_name(buffer.dtype)}, {_name(buffer.layout)}; store real values"

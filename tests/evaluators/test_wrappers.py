@@ -41,15 +41,24 @@ def compiled(module: nn.Module) -> nn.Module:
     "wrap",
     [
         compiled,
-        nn.DataParallel,
-        lambda module: nn.DataParallel(compiled(module)),
-        lambda module: compiled(nn.DataParallel(module)),
         lambda module: module,
     ],
 )
 def test_the_network_is_taken_out_of_its_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
     inner = network()
     assert unwrap(wrap(inner)) is inner
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda module: compiled(nn.DataParallel(module))])
+def test_copies_side_by_side_are_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(ModelError, match=r"a DataParallel, .*give model\.module"):
+        unwrap(wrap(network()))
+
+
+def test_parts_of_several_devices_are_plain_in_a_copy() -> None:
+    model = network()
+    model[0] = nn.DataParallel(model[0])
+    assert type(unwrap(model)[0]) is nn.Conv2d  # type: ignore[index]
 
 
 def test_averages_of_weights_give_the_averaged_network() -> None:

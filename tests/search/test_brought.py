@@ -96,7 +96,7 @@ def test_a_network_of_strange_parts_is_searched_as_it_is_whatever_torchs_default
 
 def test_a_wrapped_network_is_searched_as_what_is_inside(tmp_path: Path) -> None:
     inner = Strange().eval()
-    front = search(nn.DataParallel(inner), (IMAGES, LABELS), tmp_path / "run")
+    front = search(torch.compile(inner, backend="eager"), (IMAGES, LABELS), tmp_path / "run")
     np.testing.assert_allclose(outputs_of(front.run.reference), plain_outputs(inner), atol=1e-5)
     again = pp.resume(tmp_path / "run", model=inner, data=(IMAGES, LABELS))
     assert again.found == front.found

@@ -33,6 +33,12 @@ def unexportable(): return Net(after=lambda x: torch.fft.fft(x).real)
 def labels(): return Net(after=lambda x: (x > 0).long())
 def double(): return Net(before=lambda x: x.flatten(1).double()).double()
 
+def quantized():
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear})
+
 def broken():
     net = Net()
     net.fc.weight.data.fill_(float("nan"))
@@ -53,6 +59,7 @@ def broken():
         ("unexportable", "cannot be exported to ONNX"),
         ("labels", "expected logits in float32; the network gives int64"),
         ("double", r"expected weights in float32, fc.weight is float64; give model.float\(\)"),
+        ("quantized", r"expected tensors alone in the network's state, .*; give the network in float32"),
         (
             "broken",
             r"expected finite logits; the network gives \[nan, nan, nan, ...\]; fc.weight holds NaN or infinity",
