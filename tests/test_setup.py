@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ SETUP = Path(paretopress.__file__).parent / ".ci" / "setup"
 TOOLS = ["basename", "cat", "dirname", "grep", "ln", "mkdir", "rm", "sh", "tail"]
 SHIM = "echo 'shim: command not found' >&2; exit 127"
 TOO_OLD = 'case "$2" in "") exit 0;; *write*) printf 3.9.2;; *) exit 1;; esac'
-BARE = f'case "$2" in *ensurepip*) exit 1;; esac; [ "$1" = -m ] && exit 1; exec {sys.executable} "$@"'
-WHOLE = f'exec {sys.executable} "$@"'
+INTERPRETER = shlex.quote(sys.executable)
+WHOLE = f'exec {INTERPRETER} "$@"'
+BARE = f'case "$2" in *ensurepip*) exit 1;; esac; [ "$1" = -m ] && exit 1; exec {INTERPRETER} "$@"'
 REFUSED = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
 
 
@@ -94,7 +96,7 @@ def test_an_index_that_cannot_be_reached_is_said_in_one_line_and_tried_again(fol
 
 def test_uv_makes_the_environment_and_installs_where_it_is_there(folder: Path) -> None:
     log = folder.parent / "uv.log"
-    uv = f'echo "$@" >>"{log}"; [ "$1" = pip ] || {sys.executable} -m venv --without-pip .venv'
+    uv = f'echo "$@" >>"{log}"; [ "$1" = pip ] || {INTERPRETER} -m venv --without-pip .venv'
     done = set_up(folder, {"python3.12": BARE, "uv": uv})
     assert done.returncode == 0, done.stderr
     made, installed = log.read_text(encoding="utf-8").splitlines()
