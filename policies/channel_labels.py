@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,8 @@ class Labels:
     moved
         Labels (k,) of channels that are moved by their numbers, as by a shuffle or a slice: once some are dropped, others
         take their places, and only the smaller network's own labels tell where these go.
+    shares
+        Labels (k, n) of which n together are shares of one, by a softmax: they must hang together, or all stay.
     """
 
     first: dict[tuple[str, Axis], tuple[int, int]] = field(default_factory=dict)
@@ -41,6 +44,7 @@ class Labels:
     lost: list[tuple[Tensor, str]] = field(default_factory=list)
     contracted: list[Tensor] = field(default_factory=list)
     moved: list[Tensor] = field(default_factory=list)
+    shares: list[Tensor] = field(default_factory=list)
 
     def own(self, name: str, axis: Axis, channels: int) -> Tensor:
         """The labels (channels,) of a module's outputs or inputs."""
@@ -74,6 +78,15 @@ class Labels:
     def settled(self, labels: Tensor) -> Tensor:
         """The labels, each as the least of its set."""
         return torch.from_numpy(self.sets().astype(np.int32))[labels.long()]
+
+    def are_of_one_layer(self, labels: Tensor, dims: Sequence[int]) -> bool:
+        """Return whether several channels of one layer, or of one layer's inputs, lie along these dimensions."""
+        starts = torch.tensor(sorted(start for start, _ in self.first.values()), dtype=torch.int32)
+        rows = labels.movedim(tuple(dims), tuple(range(-len(dims), 0))).flatten(-len(dims)).sort(-1).values.contiguous()
+        holders = torch.bucketize(rows, starts, right=True)
+        one, other = slice(None, -1), slice(1, None)
+        differ = (rows[..., one] != rows[..., other]) & (rows[..., one] > 0)
+        return bool((differ & (holders[..., one] == holders[..., other])).any())
 
     def lose(self, labels: Tensor, reason: str) -> None:
         """Note that these labels cannot be followed any further."""

@@ -24,6 +24,11 @@ def labelled_groups(model: nn.Module, found: Labels, layers: Mapping[str, LayerI
     for labels, reason in found.lost:
         for number in sets[labels.numpy()]:
             reasons.setdefault(int(number), reason)
+    for rows in found.shares:
+        members = sets[rows.numpy()]
+        for number in np.unique(members[(members != members[:, :1]).any(1)]):
+            reasons.setdefault(int(number), "a softmax is taken over its channels")
+    reasons.pop(0, None)
     placed: set[str] = set()
     contracted = {int(number) for labels in found.contracted for number in sets[labels.numpy()]} - {0}
     for name in layers:

@@ -165,8 +165,10 @@ class _Follower(TorchDispatchMode):
             self.found.moved.append(labels.unique())
 
     def _share(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-        if self._uniform(self.of(args[0]), args[1]) is None:
-            self.found.lose(self.of(args[0]), "a softmax is taken over its channels")
+        labels = self.of(args[0])
+        if self._uniform(labels, args[1]) is None:
+            rows = labels.movedim(args[1], -1).flatten(0, -2).unique(dim=0)
+            self.found.shares.append(rows)
         self._one_by_one(func, args, kwargs, out)
 
     def _restride(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -206,10 +208,15 @@ class _Follower(TorchDispatchMode):
         if (kept := self._uniform(labels, *over)) is None:
             labels = self.found.settled(labels)
             highest = labels.amax(over, keepdim=True)
-            # What is taken over different channels is none of them.
-            kept = torch.where(((labels == highest) | (labels == 0)).all(over, keepdim=True), highest, 0)
-            for tensor in tree_leaves(out):
-                self.mixed[tensor] = (self.of(args[0]), f"'{func._overloadpacket.__name__}' is taken over its channels")
+            if self.found.are_of_one_layer(labels, over):
+                # What is taken over different channels is none of them.
+                kept = torch.where(((labels == highest) | (labels == 0)).all(over, keepdim=True), highest, 0)
+                for tensor in tree_leaves(out):
+                    self.mixed[tensor] = (labels, f"'{func._overloadpacket.__name__}' is taken over its channels")
+            else:
+                # Maps of several layers lie on each other: their channels go on together, as those of a sum do.
+                self.found.meet(labels, highest.expand(labels.shape))
+                kept = highest
         for tensor in tree_leaves(out):
             self.labels[tensor] = kept.reshape(tensor.shape)
 

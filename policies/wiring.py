@@ -28,7 +28,7 @@ class RemainingLabels(Labels):
     """
 
     def __init__(self, larger: Labels, lost: Lost) -> None:
-        super().__init__(count=larger.count)
+        super().__init__(first=larger.first, count=larger.count)
         self._larger, self._lost = larger, lost
 
     def own(self, name: str, axis: Axis, channels: int) -> Tensor:

@@ -79,6 +79,13 @@ def shuffle_units(self: Net, x: Tensor) -> Tensor:
     return self.head(pooled(self.last(x)))
 
 
+def selected(self: Net, x: Tensor) -> Tensor:
+    """Two kernels' maps weighed against each other, channel by channel (SKNet, 1903.06586)."""
+    paths = torch.stack([self.a(x), self.wide(x)], 1)
+    weights = self.select(self.squeeze(pooled(paths.sum(1))).relu()).view(len(x), 2, -1, 1, 1).softmax(1)
+    return self.head(pooled(self.b((paths * weights).sum(1))))
+
+
 def ghost(self: Net, x: Tensor) -> Tensor:
     x = self.a(x)
     x = torch.cat([x, self.cheap(x)], 1)[:, :13]
@@ -118,6 +125,15 @@ MOVES = {
     ),
     "cheap features cut to a number": lambda: Net(
         ghost, a=conv(3, 8), cheap=conv(8, 8, groups=8), b=conv(13, 8), head=nn.Linear(8, 5)
+    ),
+    "kernels selected": lambda: Net(
+        selected,
+        a=conv(3, 8),
+        wide=nn.Conv2d(3, 8, 5, padding=2),
+        squeeze=nn.Linear(8, 4),
+        select=nn.Linear(4, 16),
+        b=conv(8, 6),
+        head=nn.Linear(6, 5),
     ),
     "a quarter convolved": lambda: Net(partial, a=conv(3, 16), part=conv(4, 4), b=conv(16, 8), head=nn.Linear(8, 5)),
     "densely joined": lambda: Net(dense, a=conv(3, 6), b=conv(6, 4), c=conv(10, 4), head=nn.Linear(14 * 64, 5)),
@@ -219,6 +235,7 @@ def test_whatever_channels_go_the_network_is_the_silenced_one_or_there_is_none(n
         ("rolled on by a number", {"b"}),
         ("units of a shuffle network", {"last"}),
         ("densely joined", {"a", "b", "c"}),
+        ("kernels selected", {"a", "squeeze", "b"}),
     ],
 )
 def test_only_moves_that_go_wrong_hold_channels_back(name: str, roots: set[str]) -> None:
