@@ -146,19 +146,8 @@ def prepare(
     data = splits.data
     if config.space.shape is not None:
         given_space(config, data.input_shape[-1])
-    model = given.model if given.model is not None else dense_network(config, data, run, say)
-    is_sent = config.pool.kind == "ray" or config.pool.train == "tune"
-    check_copies(model, pickle_without_tensors if is_sent else None)
-    model = into_evaluation(model) if given.model is None else own_copy(model)
-    model = _settled(model, data, say)
-    for note in splits.notes:
-        say(note)
+    model, graph, reference = _dense(config, given, splits, run, say)
     example = data.preprocess(data.calibration.images[:1])
-    plain = make_plain(model, example)
-    model, graph = plain.model, ModelGraph.trace(plain.model, example)
-    for note in (*plain.notes, *left_alone_notes(graph.left_alone)):
-        say(note)
-    reference = export_reference(model, data)
     torch.set_num_threads(max(1, threads))
     teachers = read_teachers(config.recovery, model, data, config.seed, "recovery")
     hint = settled_hint(config.recovery, model, teachers or (model,), example, "recovery")
@@ -183,6 +172,24 @@ def prepare(
         data = labelled_by(reference, data, available_cores())
     bench = Workbench(model, graph, data.without_test(), reference, settings, threads, supernet, teachers)
     return Prepared(bench, data, space, context, workers, threads, identity, splits)
+
+
+def _dense(
+    config: Config, given: Given, splits: Splits, run: RunDirectory, say: Say
+) -> tuple[nn.Module, ModelGraph, bytes]:
+    """Return the dense network as it is compressed, its graph and its ONNX file, and say what had to be done to it."""
+    data = splits.data
+    model = given.model if given.model is not None else dense_network(config, data, run, say)
+    is_sent = config.pool.kind == "ray" or config.pool.train == "tune"
+    check_copies(model, pickle_without_tensors if is_sent else None)
+    model = into_evaluation(model) if given.model is None else own_copy(model)
+    model = _settled(model, data, say)
+    example = data.preprocess(data.calibration.images[:1])
+    plain = make_plain(model, example)
+    graph = ModelGraph.trace(plain.model, example)
+    for note in (*splits.notes, *plain.notes, *left_alone_notes(graph.left_alone)):
+        say(note)
+    return plain.model, graph, export_reference(plain.model, data)
 
 
 def _settled(model: nn.Module, data: DataSet, say: Say) -> nn.Module:
