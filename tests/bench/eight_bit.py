@@ -1,7 +1,10 @@
-"""Latency and error of ResNet-20 in 8 bit beside what ONNX Runtime's own static quantizer makes of it; JSON on stdout.
+"""Latency and error of a network in 8 bit beside what ONNX Runtime's own static quantizer makes of it; JSON on stdout.
 
-Run by ``make bench-eight-bit``. All networks are timed in one interleaved run at one thread, under the session options that this
-processor needs; everything but the first convolution is quantized, and ranges come from the same calibration pictures.
+Run by ``make bench-eight-bit`` for ResNet-20. All networks are timed in one interleaved run at one thread, under the session
+options that this processor needs; everything but the first convolution is quantized, and ranges come from the same
+calibration pictures. The members of a finished run of the same configuration are timed among them where it is given:
+
+    python -m paretopress.tests.bench.eight_bit --config configs/efficientnet_lite0.yaml --run runs/lite0
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from paretopress.evaluators.accuracy import error_interval, file_error
+from paretopress.evaluators.cores import available_cores
 from paretopress.evaluators.data import DataSet
 from paretopress.evaluators.exact_integers import session_entries
 from paretopress.evaluators.runtime import session
@@ -29,11 +33,11 @@ from paretopress.policies.graph import ModelGraph
 from paretopress.policies.plan import make_plan
 from paretopress.policies.policy import Policy, Step
 from paretopress.search.config import load_config
+from paretopress.search.labelling import labelled_by
 from paretopress.search.prepare import dense_network, read_data
 from paretopress.search.rundir import RunDirectory, processor_name
 
 CONFIG = Path(__file__).parents[2] / "configs" / "cifar10_resnet20.yaml"
-FLOAT = "conv1"
 REFERENCE = "float32"
 BLOCK = 20
 RESAMPLES = 2000
@@ -53,7 +57,7 @@ class Pictures(CalibrationDataReader):
 def our_file(bits: int, graph: ModelGraph, model: torch.nn.Module, x: torch.Tensor) -> bytes:
     """The network with weights of so many bits and 8-bit activations, but for the first convolution."""
     step = Step.of("quantize", bits=bits, activations="int8")
-    policy = Policy({name: (step,) for name in graph.layers if name != FLOAT})
+    policy = Policy(dict.fromkeys(list(graph.layers)[1:], (step,)))
     compressed = apply_plan(make_plan(policy, graph), graph, model, x)
     return export_onnx(compressed.model, x[:1], calibration=x)
 
@@ -110,7 +114,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0) -> dict
 
 
 def make_files(data: DataSet, model: torch.nn.Module) -> dict[str, bytes]:
-    """The networks that are compared."""
+    """The networks that are compared, by what each is called."""
     x = data.preprocess(data.calibration.images)
     graph = ModelGraph.trace(model, x[:1])
     reference = export_onnx(model, x[:1], calibration=None)
@@ -123,18 +127,32 @@ def make_files(data: DataSet, model: torch.nn.Module) -> dict[str, bytes]:
     }
 
 
+def member_files(run: Path) -> dict[str, bytes]:
+    """The exported files of the members of a finished run's front."""
+    front = json.loads((run / "front.json").read_text())["front"]
+    return {f"member {m['id']}": (run / "artefacts" / m["id"] / "model.onnx").read_bytes() for m in front}
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument(
+        "--config", type=Path, default=CONFIG, help="whose network, data and calibration; weights, not a recipe"
+    )
+    parser.add_argument("--run", type=Path, help="a finished run of it, whose members are timed too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.monotonic()
-    config = load_config(CONFIG)
+    config = load_config(arguments.config)
     data = read_data(config, lambda _: None)
     with tempfile.TemporaryDirectory() as folder:
         model = dense_network(config, data, RunDirectory(Path(folder)), lambda _: None).eval()
     files = make_files(data, model)
+    if config.quality == "agreement":
+        data = labelled_by(files[REFERENCE], data, available_cores())
+    if arguments.run is not None:
+        files |= member_files(arguments.run)
     example = data.preprocess(data.calibration.images[:1]).numpy()
     seconds = timed(files, example, arguments.rounds)
     assert data.test is not None
