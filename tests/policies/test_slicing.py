@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from paretopress.evaluators.models import build_model
+from paretopress.policies import coupling
 from paretopress.policies.architectures import DigitsCNN, LeNet5, LeNet300100, ResNet20
 from paretopress.policies.errors import CandidateError
 from paretopress.policies.graph import ModelGraph, drop_channels
@@ -100,22 +101,32 @@ def test_slots_tell_the_places_of_each_channel():
     assert "one" not in {module for module, _ in slots["hidden"]}, "one slope for all channels"
 
 
+class Scaled(nn.Module):
+    """Has a parameter that is no layer's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.gain = nn.Parameter(torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) * self.gain).mean((2, 3)))
+
+
 def test_where_a_parameter_is_no_layers_own_the_network_is_traced_again():
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
-            self.gain = nn.Parameter(torch.rand(1, 8, 1, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b((self.a(x) * self.gain).mean((2, 3)))
-
     model, graph, x = traced(Scaled, (3, 8, 8))
     group = graph.group_of("a")
     assert (group.refusal, group.slots) == (None, ())
     small = dropped_by(model, graph, {"a": [1, 2]}, x, slots=True)
     assert torch.equal(small.gain, model.gain[:, [0, 3, 4, 5, 6, 7]])
     assert small(x).shape == (1, 5)
+
+
+def test_what_would_take_for_ever_to_trace_again_is_left_as_it_was_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reshapes that follow each other multiply the channel numbers in autograd's record, by thousands in EfficientFormerV2.
+    monkeypatch.setattr(coupling, "MAX_FOLLOWED", 20)
+    _, graph, _ = traced(Scaled, (3, 8, 8))
+    assert graph.group_of("a").refusal is not None
 
 
 def test_a_layer_that_would_be_emptied_is_refused_and_nothing_is_cut():
