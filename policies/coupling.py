@@ -78,7 +78,7 @@ class ChannelGroup:
 def find_groups(model: nn.Module, example: Tensor, layers: Mapping[str, LayerInfo]) -> Iterator[ChannelGroup]:
     """The groups of the layers, in the order of the forward pass.
 
-    torch_pruning raises all kinds of errors on what it cannot follow; an ``OverflowError`` says that it would not end.
+    torch_pruning raises all kinds of errors on what it cannot follow; ``OverflowError`` where that takes too long.
     """
     order = {name: position for position, name in enumerate(layers)}
     graph = _dependency_graph(model, example)
@@ -127,10 +127,10 @@ class _Work:
 
 
 def _bound_work(graph: torch_pruning.DependencyGraph) -> None:
-    """Let torch_pruning follow so many channel numbers and no more.
+    """Let torch_pruning follow ``MAX_FOLLOWED`` channel numbers and no more.
 
     Each reshape of attention that mixes its heads multiplies them: EfficientFormerV2-S0, of 4 million parameters, took minutes
-    and all memory.
+    and 10 GB.
     """
     work = _Work(MAX_FOLLOWED)
     for node in graph.module2node.values():

@@ -233,7 +233,8 @@ def _groups(
 ) -> tuple[tuple[ChannelGroup, ...], Labels]:
     """The groups as labels tell them; where the network does not run without some of these, autograd's record may know more.
 
-    It alone tells of parameters that are no layer's own, as a transformer's positions; it takes minutes for some networks.
+    It alone tells of parameters that are no layer's own, as a transformer's positions; it is followed within a bound, see
+    ``coupling.MAX_FOLLOWED``.
     """
     labels = follow_channels(model, example)
     trial = Trial(model, example, labels)
